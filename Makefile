@@ -1,0 +1,45 @@
+# Sampan. `make help` lists what can be done.
+SHELL    := /bin/bash
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+COMMIT   ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+STATIC   := seccomp osusergo netgo
+# What building and running takes beside Go, on Debian. Set DEPS=0 to leave the machine's packages alone.
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config iproute2
+DEPS     ?= 1
+
+.PHONY: help build deps demo test bench lint generate check-generated fuzz clean
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s$$'\t'
+
+deps: ## install the Debian packages that are missing (says which)
+	@scripts/deps $(DEPS) $(PACKAGES)
+
+build: deps ## build bin/sampand, bin/sampan and bin/sampan-keeper
+	@mkdir -p bin
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sampand ./cmd/sampan
+	CGO_ENABLED=1 go build -tags '$(STATIC)' -ldflags '$(LDFLAGS) -extldflags "-static"' -o bin/sampan-keeper ./cmd/sampan-keeper
+
+demo: build ## three hosts on this machine, one cloud, the shop on it; KEEP=1 leaves it running
+	@mkdir -p bin && go build -o bin/demo ./cmd/demo
+	@bin/demo $(if $(KEEP),-keep)
+
+test: build ## every test; says what it skips without root
+	@scripts/test
+
+bench: build ## measure beside docker.io's dockerd, write docs/performance.md
+	@scripts/bench
+
+lint: ## gofmt, go vet and golangci-lint when it is installed
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
+	go vet -tags seccomp ./...
+	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "golangci-lint is not installed: only gofmt and go vet ran"; fi
+
+generate: ## make the generated Go code anew
+	@scripts/generate
+
+check-generated: ## fail if the generated code is not current
+	@scripts/generate --check
+
+clean: ## remove what build made
+	rm -rf bin
