@@ -1,0 +1,75 @@
+package testhost
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+)
+
+// Binaries is the folder with sampand, sampan and sampan-keeper.
+type Binaries string
+
+// Path returns the path of one program.
+func (b Binaries) Path(name string) string { return filepath.Join(string(b), name) }
+
+var (
+	buildOnce sync.Once
+	built     Binaries
+	errBuild  error
+)
+
+// FindBinaries returns dir if it is not empty, which a caller takes from its environment or flags; otherwise it builds
+// the programs once per process into a temporary folder.
+func FindBinaries(ctx context.Context, dir string) (Binaries, error) {
+	if dir != "" {
+		abs, err := filepath.Abs(dir)
+		if err != nil {
+			return "", err
+		}
+		if _, err := os.Stat(filepath.Join(abs, "sampand")); err != nil {
+			return "", fmt.Errorf("programs of Sampan in %s: %w: run make build", abs, err)
+		}
+		return Binaries(abs), nil
+	}
+	buildOnce.Do(func() {
+		root, err := ModuleRoot()
+		if err != nil {
+			errBuild = err
+			return
+		}
+		out, err := os.MkdirTemp("", "sampan-bin-")
+		if err != nil {
+			errBuild = err
+			return
+		}
+		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "seccomp", "-o", out+"/", "./cmd/sampand", "./cmd/sampan", "./cmd/sampan-keeper")
+		cmd.Dir = root
+		if msg, err := cmd.CombinedOutput(); err != nil {
+			errBuild = fmt.Errorf("build the programs: %w\n%s", err, msg)
+			return
+		}
+		built = Binaries(out)
+	})
+	return built, errBuild
+}
+
+// ModuleRoot returns the folder with go.mod, seen from the working folder upward.
+func ModuleRoot() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, nil
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return "", fmt.Errorf("no go.mod above the working folder: run this inside a checkout of Sampan")
+		}
+		dir = parent
+	}
+}

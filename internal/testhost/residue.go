@@ -1,0 +1,150 @@
+package testhost
+
+import (
+	"bufio"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// cgroupRoots are the hierarchies in which a group of a host can be.
+func cgroupRoots() []string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return []string{"/sys/fs/cgroup"}
+	}
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*")
+	return roots
+}
+
+// CgroupProcesses returns the processes in the groups under parent, in any hierarchy, each once.
+func CgroupProcesses(parent string) []int {
+	seen := map[int]bool{}
+	for _, root := range cgroupRoots() {
+		_ = filepath.WalkDir(filepath.Join(root, parent), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.Name() != "cgroup.procs" {
+				return nil
+			}
+			f, err := os.Open(path)
+			if err != nil {
+				return nil // the group has gone meanwhile
+			}
+			defer f.Close()
+			for s := bufio.NewScanner(f); s.Scan(); {
+				if pid, err := strconv.Atoi(s.Text()); err == nil && pid > 0 {
+					seen[pid] = true
+				}
+			}
+			return nil
+		})
+	}
+	pids := make([]int, 0, len(seen))
+	for pid := range seen {
+		pids = append(pids, pid)
+	}
+	slices.Sort(pids)
+	return pids
+}
+
+// removeCgroups removes the groups under parent, deepest first. Groups with processes stay.
+func removeCgroups(parent string) {
+	for _, root := range cgroupRoots() {
+		var dirs []string
+		_ = filepath.WalkDir(filepath.Join(root, parent), func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+		for _, dir := range slices.Backward(dirs) {
+			_ = unix.Rmdir(dir)
+		}
+	}
+}
+
+// mountsBelow lists the mount points under dir, the newest last.
+func mountsBelow(dir string) ([]string, error) {
+	text, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for line := range strings.Lines(string(text)) {
+		if f := strings.Fields(line); len(f) > 4 && (f[4] == dir || strings.HasPrefix(f[4], dir+"/")) {
+			points = append(points, strings.ReplaceAll(f[4], `\040`, " "))
+		}
+	}
+	return points, nil
+}
+
+func unmountBelow(dir string) error {
+	points, err := mountsBelow(dir)
+	if err != nil {
+		return err
+	}
+	for _, p := range slices.Backward(points) {
+		if err := unix.Unmount(p, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+			return fmt.Errorf("unmount %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// Residue is what containers and networks leave on a machine if they are not taken down: a snapshot of it before and
+// after must be equal.
+type Residue map[string]bool
+
+// TakeResidue looks at everything that belongs to the lab's hosts: mounts, network namespaces and their links, groups,
+// and network state that the daemons keep on disk (leases of addresses).
+func (l *Lab) TakeResidue() (Residue, error) {
+	r := Residue{}
+	points, err := mountsBelow(l.Dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range points {
+		r["mount "+p] = true
+	}
+	for _, h := range l.Hosts {
+		for _, root := range cgroupRoots() {
+			_ = filepath.WalkDir(filepath.Join(root, h.CgroupParent()), func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() {
+					r["cgroup "+path] = true
+				}
+				return nil
+			})
+		}
+		err := h.Do(func() error {
+			links, err := netlink.LinkList()
+			if err != nil {
+				return err
+			}
+			for _, link := range links {
+				r[fmt.Sprintf("link %s/%s", h.Name, link.Attrs().Name)] = true
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+// Left lists what is in now and was not in r.
+func (r Residue) Left(now Residue) []string {
+	var left []string
+	for item := range now {
+		if !r[item] {
+			left = append(left, item)
+		}
+	}
+	slices.Sort(left)
+	return left
+}

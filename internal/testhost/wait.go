@@ -1,0 +1,35 @@
+package testhost
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// pollEvery is how often Wait looks: often enough that a test loses no time, seldom enough that hosts under test on two
+// cores do not notice.
+const pollEvery = 50 * time.Millisecond
+
+// Wait returns when ready returns nil, and with ready's last error when ctx ends first. what names the condition.
+func Wait(ctx context.Context, what string, ready func(ctx context.Context) error) error {
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	for {
+		err := ready(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("waited in vain for %s: %w", what, err)
+		}
+	}
+}
+
+// WaitFor is Wait with a bound of its own.
+func WaitFor(ctx context.Context, bound time.Duration, what string, ready func(ctx context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, bound)
+	defer cancel()
+	return Wait(ctx, fmt.Sprintf("%s (%s)", what, bound), ready)
+}
