@@ -1,0 +1,113 @@
+// Sampand is the daemon of a Sampan host: the Docker Engine API, the container engine, its networks, and the host's part
+// in a cluster.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/sampan-cloud/sampan/internal/node"
+)
+
+// Set by the linker.
+var version, commit = "dev", "unknown"
+
+const defaultConfigFile = "/etc/sampan/daemon.json"
+
+func main() {
+	if err := command().Execute(); err != nil {
+		fmt.Fprintln(os.Stderr, "sampand:", err)
+		os.Exit(1)
+	}
+}
+
+func command() *cobra.Command {
+	cfg := node.DefaultConfig()
+	cfg.Version, cfg.Commit = version, commit
+	var file string
+	var pools []string
+	cmd := &cobra.Command{
+		Use:           "sampand [OPTIONS]",
+		Short:         "The daemon of a Sampan host",
+		Long:          "Sampand runs containers and services on this host and serves the Docker Engine API.\nPoint the docker command at it: DOCKER_HOST=unix:///run/sampan/sampan.sock",
+		Args:          cobra.NoArgs,
+		Version:       version + ", build " + commit,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			for _, text := range pools {
+				p, err := node.ParseAddressPool(text)
+				if err != nil {
+					return err
+				}
+				cfg.Pools = append(cfg.Pools, p)
+			}
+			if err := cfg.ReadFile(file, cmd.Flags().Changed); err != nil {
+				if cmd.Flags().Changed("config-file") || !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+			}
+			if err := cfg.Validate(); err != nil {
+				return err
+			}
+			return run(cfg)
+		},
+	}
+	f := cmd.Flags()
+	f.SortFlags = true
+	f.StringArrayVarP(&cfg.Hosts, "host", "H", cfg.Hosts, "where the API listens: unix://PATH, or tcp://ADDRESS:PORT with TLS")
+	f.StringVar(&cfg.DataRoot, "data-root", cfg.DataRoot, "folder of what outlives a boot: images, containers, volumes, cluster state")
+	f.StringVar(&cfg.ExecRoot, "exec-root", cfg.ExecRoot, "folder of what does not: sockets, pinned namespaces, mounts")
+	f.StringVarP(&cfg.PidFile, "pidfile", "p", cfg.PidFile, "file for the daemon's process ID")
+	f.StringVar(&file, "config-file", defaultConfigFile, "JSON file with dockerd's keys")
+	f.StringVarP(&cfg.LogLevel, "log-level", "l", cfg.LogLevel, `"debug", "info", "warn" or "error"`)
+	f.BoolVarP(&cfg.Debug, "debug", "D", false, "log at level debug")
+	f.StringArrayVar(&cfg.Labels, "label", nil, "KEY=VALUE label of this host; placement sees it as engine.labels.KEY")
+	f.StringVar(&cfg.BIP, "bip", "", "address and prefix of the default bridge, such as 172.17.0.1/16")
+	f.StringVar(&cfg.FixedCIDR, "fixed-cidr", "", "part of the default bridge's subnet that containers get addresses from")
+	f.StringArrayVar(&pools, "default-address-pool", nil, "base=CIDR,size=BITS pool that subnets of local networks are cut from")
+	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of local networks")
+	f.StringArrayVar(&cfg.Insecure, "insecure-registry", nil, "registry (HOST[:PORT] or CIDR) spoken to without verified TLS")
+	f.StringArrayVar(&cfg.Mirrors, "registry-mirror", nil, "mirror of the default registry")
+	f.StringVar(&cfg.CgroupParent, "cgroup-parent", cfg.CgroupParent, "control group above all containers")
+	f.StringVarP(&cfg.Group, "group", "G", "", "group that may use the unix socket")
+	f.BoolVar(&cfg.TLSVerify, "tlsverify", false, "ask clients of tcp:// for a certificate")
+	f.StringVar(&cfg.TLSCACert, "tlscacert", "", "certificates that sign clients")
+	f.StringVar(&cfg.TLSCert, "tlscert", "", "the daemon's certificate")
+	f.StringVar(&cfg.TLSKey, "tlskey", "", "the daemon's key")
+	f.StringVar(&cfg.LogDriver, "log-driver", cfg.LogDriver, "log driver of containers that choose none")
+	f.StringToStringVar(&cfg.LogOpts, "log-opt", nil, "option of that log driver")
+	f.StringVar(&cfg.Keeper, "keeper", "", "path of sampan-keeper (default: beside this program)")
+	f.StringVar(&cfg.Failpoints, "failpoint", "", "break on purpose: NAME=fail|kill|stop,…")
+	_ = f.MarkHidden("failpoint")
+	return cmd
+}
+
+func run(cfg node.Config) error {
+	if os.Getuid() != 0 {
+		return errors.New("not root: namespaces, mounts and networks need root: run it with sudo or as a systemd service")
+	}
+	level := new(slog.LevelVar)
+	if cfg.Debug {
+		cfg.LogLevel = "debug"
+	}
+	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	n, err := node.New(ctx, cfg, log)
+	if err != nil {
+		return err
+	}
+	return n.Run(ctx)
+}
