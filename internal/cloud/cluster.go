@@ -42,4 +42,5 @@ type JoinTokens struct {
 // ClusterStatus holds what the allocator keeps for the cluster as a whole.
 type ClusterStatus struct {
 	NextVNI uint32 `json:"nextVNI"`
+	Leader  string `json:"leader,omitempty"` // node ID of the newest leading manager: its loss is what makes the next one
 }

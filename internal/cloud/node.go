@@ -62,6 +62,7 @@ type NodeDescription struct {
 	Resources     Resources         `json:"resources"`
 	UnderlayMTU   int               `json:"underlayMTU"` // of the interface that carries the node's data address
 	TrustRoot     string            `json:"trustRoot,omitempty"`
+	Subnets       []netip.Prefix    `json:"subnets,omitempty"` // of the host's own links and bridges: cluster networks avoid them
 }
 
 // NodeStatus is what the managers know of the node.

@@ -54,6 +54,9 @@ type Task struct {
 	Networks    []TaskNetwork     `json:"networks,omitempty"`
 	Ports       []PortConfig      `json:"ports,omitempty"`  // the service's, as allocated
 	Labels      map[string]string `json:"labels,omitempty"` // the service's
+	// Restarts are the times at which earlier tasks of this slot and specification were replaced because they had ended,
+	// oldest first, as far as the restart policy needs them.
+	Restarts []time.Time `json:"restarts,omitempty"`
 }
 
 // TaskStatus is what is known of a task. The agent owns it once the task has a node.
@@ -62,6 +65,7 @@ type TaskStatus struct {
 	Message     string       `json:"message,omitempty"`
 	Err         string       `json:"err,omitempty"`
 	Timestamp   time.Time    `json:"timestamp"`
+	RunningAt   time.Time    `json:"runningAt,omitzero"` // when it entered TaskRunning
 	ContainerID string       `json:"containerID,omitempty"`
 	PID         int          `json:"pid,omitempty"`
 	ExitCode    int          `json:"exitCode,omitempty"`

@@ -667,6 +667,51 @@ func (x *Redirect) GetLeaderAddr() string {
 	return ""
 }
 
+// Fault travels in the details of every error: what the receiver can do about it (the number of a fault.Kind).
+type Fault struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Kind          uint32                 `protobuf:"varint,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Fault) Reset() {
+	*x = Fault{}
+	mi := &file_internal_rpc_sampan_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Fault) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Fault) ProtoMessage() {}
+
+func (x *Fault) ProtoReflect() protoreflect.Message {
+	mi := &file_internal_rpc_sampan_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Fault.ProtoReflect.Descriptor instead.
+func (*Fault) Descriptor() ([]byte, []int) {
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *Fault) GetKind() uint32 {
+	if x != nil {
+		return x.Kind
+	}
+	return 0
+}
+
 type AgentMessage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -681,7 +726,7 @@ type AgentMessage struct {
 
 func (x *AgentMessage) Reset() {
 	*x = AgentMessage{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[14]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -693,7 +738,7 @@ func (x *AgentMessage) String() string {
 func (*AgentMessage) ProtoMessage() {}
 
 func (x *AgentMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[14]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -706,7 +751,7 @@ func (x *AgentMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AgentMessage.ProtoReflect.Descriptor instead.
 func (*AgentMessage) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{14}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AgentMessage) GetKind() isAgentMessage_Kind {
@@ -781,7 +826,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[15]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -793,7 +838,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[15]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -806,7 +851,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{15}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Hello) GetProtocol() uint32 {
@@ -860,7 +905,7 @@ type Ack struct {
 
 func (x *Ack) Reset() {
 	*x = Ack{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[16]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -872,7 +917,7 @@ func (x *Ack) String() string {
 func (*Ack) ProtoMessage() {}
 
 func (x *Ack) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[16]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -885,7 +930,7 @@ func (x *Ack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ack.ProtoReflect.Descriptor instead.
 func (*Ack) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{16}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ack) GetRevision() uint64 {
@@ -910,7 +955,7 @@ type ManagerMessage struct {
 
 func (x *ManagerMessage) Reset() {
 	*x = ManagerMessage{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[17]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +967,7 @@ func (x *ManagerMessage) String() string {
 func (*ManagerMessage) ProtoMessage() {}
 
 func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[17]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +980,7 @@ func (x *ManagerMessage) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ManagerMessage.ProtoReflect.Descriptor instead.
 func (*ManagerMessage) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{17}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ManagerMessage) GetKind() isManagerMessage_Kind {
@@ -1021,7 +1066,7 @@ type SessionStart struct {
 
 func (x *SessionStart) Reset() {
 	*x = SessionStart{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[18]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1078,7 @@ func (x *SessionStart) String() string {
 func (*SessionStart) ProtoMessage() {}
 
 func (x *SessionStart) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[18]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1091,7 @@ func (x *SessionStart) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionStart.ProtoReflect.Descriptor instead.
 func (*SessionStart) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{18}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SessionStart) GetSession() string {
@@ -1092,7 +1137,7 @@ type ViewChange struct {
 
 func (x *ViewChange) Reset() {
 	*x = ViewChange{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[19]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1104,7 +1149,7 @@ func (x *ViewChange) String() string {
 func (*ViewChange) ProtoMessage() {}
 
 func (x *ViewChange) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[19]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1117,7 +1162,7 @@ func (x *ViewChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ViewChange.ProtoReflect.Descriptor instead.
 func (*ViewChange) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{19}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ViewChange) GetFull() bool {
@@ -1173,7 +1218,7 @@ type Change struct {
 
 func (x *Change) Reset() {
 	*x = Change{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[20]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1230,7 @@ func (x *Change) String() string {
 func (*Change) ProtoMessage() {}
 
 func (x *Change) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[20]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1243,7 @@ func (x *Change) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Change.ProtoReflect.Descriptor instead.
 func (*Change) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{20}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Change) GetKind() string {
@@ -1231,7 +1276,7 @@ type HeartbeatRequest struct {
 
 func (x *HeartbeatRequest) Reset() {
 	*x = HeartbeatRequest{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[21]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1288,7 @@ func (x *HeartbeatRequest) String() string {
 func (*HeartbeatRequest) ProtoMessage() {}
 
 func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[21]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1301,7 @@ func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
 func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{21}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *HeartbeatRequest) GetSession() string {
@@ -1275,7 +1320,7 @@ type HeartbeatResponse struct {
 
 func (x *HeartbeatResponse) Reset() {
 	*x = HeartbeatResponse{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[22]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1332,7 @@ func (x *HeartbeatResponse) String() string {
 func (*HeartbeatResponse) ProtoMessage() {}
 
 func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[22]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1345,7 @@ func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
 func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{22}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *HeartbeatResponse) GetPeriod() int64 {
@@ -1320,7 +1365,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[23]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1332,7 +1377,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[23]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1345,7 +1390,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{23}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *TaskStatus) GetTaskId() string {
@@ -1372,7 +1417,7 @@ type UpdateTaskStatusRequest struct {
 
 func (x *UpdateTaskStatusRequest) Reset() {
 	*x = UpdateTaskStatusRequest{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[24]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1429,7 @@ func (x *UpdateTaskStatusRequest) String() string {
 func (*UpdateTaskStatusRequest) ProtoMessage() {}
 
 func (x *UpdateTaskStatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[24]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1442,7 @@ func (x *UpdateTaskStatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskStatusRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTaskStatusRequest) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{24}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateTaskStatusRequest) GetSession() string {
@@ -1422,7 +1467,7 @@ type UpdateTaskStatusResponse struct {
 
 func (x *UpdateTaskStatusResponse) Reset() {
 	*x = UpdateTaskStatusResponse{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[25]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1434,7 +1479,7 @@ func (x *UpdateTaskStatusResponse) String() string {
 func (*UpdateTaskStatusResponse) ProtoMessage() {}
 
 func (x *UpdateTaskStatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[25]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1447,7 +1492,7 @@ func (x *UpdateTaskStatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskStatusResponse.ProtoReflect.Descriptor instead.
 func (*UpdateTaskStatusResponse) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{25}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{26}
 }
 
 type AttachRequest struct {
@@ -1463,7 +1508,7 @@ type AttachRequest struct {
 
 func (x *AttachRequest) Reset() {
 	*x = AttachRequest{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[26]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1475,7 +1520,7 @@ func (x *AttachRequest) String() string {
 func (*AttachRequest) ProtoMessage() {}
 
 func (x *AttachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[26]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1488,7 +1533,7 @@ func (x *AttachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
 func (*AttachRequest) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{26}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *AttachRequest) GetNetwork() string {
@@ -1536,7 +1581,7 @@ type AttachResponse struct {
 
 func (x *AttachResponse) Reset() {
 	*x = AttachResponse{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[27]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1548,7 +1593,7 @@ func (x *AttachResponse) String() string {
 func (*AttachResponse) ProtoMessage() {}
 
 func (x *AttachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[27]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1561,7 +1606,7 @@ func (x *AttachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachResponse.ProtoReflect.Descriptor instead.
 func (*AttachResponse) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{27}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *AttachResponse) GetAttachment() []byte {
@@ -1588,7 +1633,7 @@ type DetachRequest struct {
 
 func (x *DetachRequest) Reset() {
 	*x = DetachRequest{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[28]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1600,7 +1645,7 @@ func (x *DetachRequest) String() string {
 func (*DetachRequest) ProtoMessage() {}
 
 func (x *DetachRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[28]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1613,7 +1658,7 @@ func (x *DetachRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
 func (*DetachRequest) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{28}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DetachRequest) GetContainerId() string {
@@ -1638,7 +1683,7 @@ type DetachResponse struct {
 
 func (x *DetachResponse) Reset() {
 	*x = DetachResponse{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[29]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1695,7 @@ func (x *DetachResponse) String() string {
 func (*DetachResponse) ProtoMessage() {}
 
 func (x *DetachResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[29]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1708,7 @@ func (x *DetachResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachResponse.ProtoReflect.Descriptor instead.
 func (*DetachResponse) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{29}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{30}
 }
 
 type LogRequest struct {
@@ -1676,13 +1721,14 @@ type LogRequest struct {
 	Tail          int64                  `protobuf:"varint,6,opt,name=tail,proto3" json:"tail,omitempty"`   // lines, -1: all
 	Since         int64                  `protobuf:"varint,7,opt,name=since,proto3" json:"since,omitempty"` // Unix nanoseconds, 0: no bound
 	Until         int64                  `protobuf:"varint,8,opt,name=until,proto3" json:"until,omitempty"`
+	ServiceIds    []string               `protobuf:"bytes,9,rep,name=service_ids,json=serviceIds,proto3" json:"service_ids,omitempty"` // with follow: tasks of these services join as they start
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogRequest) Reset() {
 	*x = LogRequest{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[30]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +1740,7 @@ func (x *LogRequest) String() string {
 func (*LogRequest) ProtoMessage() {}
 
 func (x *LogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[30]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +1753,7 @@ func (x *LogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogRequest.ProtoReflect.Descriptor instead.
 func (*LogRequest) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{30}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *LogRequest) GetId() string {
@@ -1766,6 +1812,13 @@ func (x *LogRequest) GetUntil() int64 {
 	return 0
 }
 
+func (x *LogRequest) GetServiceIds() []string {
+	if x != nil {
+		return x.ServiceIds
+	}
+	return nil
+}
+
 type LogCancel struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1775,7 +1828,7 @@ type LogCancel struct {
 
 func (x *LogCancel) Reset() {
 	*x = LogCancel{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[31]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +1840,7 @@ func (x *LogCancel) String() string {
 func (*LogCancel) ProtoMessage() {}
 
 func (x *LogCancel) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[31]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +1853,7 @@ func (x *LogCancel) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogCancel.ProtoReflect.Descriptor instead.
 func (*LogCancel) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{31}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *LogCancel) GetId() string {
@@ -1819,13 +1872,14 @@ type LogFrame struct {
 	Line          []byte                 `protobuf:"bytes,5,opt,name=line,proto3" json:"line,omitempty"`  // with its newline
 	Attrs         map[string]string      `protobuf:"bytes,6,rep,name=attrs,proto3" json:"attrs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Error         string                 `protobuf:"bytes,7,opt,name=error,proto3" json:"error,omitempty"` // the end of this task's log, with an error
+	NodeId        string                 `protobuf:"bytes,8,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LogFrame) Reset() {
 	*x = LogFrame{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[32]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1837,7 +1891,7 @@ func (x *LogFrame) String() string {
 func (*LogFrame) ProtoMessage() {}
 
 func (x *LogFrame) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[32]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1850,7 +1904,7 @@ func (x *LogFrame) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogFrame.ProtoReflect.Descriptor instead.
 func (*LogFrame) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{32}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *LogFrame) GetRequestId() string {
@@ -1902,6 +1956,13 @@ func (x *LogFrame) GetError() string {
 	return ""
 }
 
+func (x *LogFrame) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
 type PublishLogsResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1910,7 +1971,7 @@ type PublishLogsResponse struct {
 
 func (x *PublishLogsResponse) Reset() {
 	*x = PublishLogsResponse{}
-	mi := &file_internal_rpc_sampan_proto_msgTypes[33]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1922,7 +1983,7 @@ func (x *PublishLogsResponse) String() string {
 func (*PublishLogsResponse) ProtoMessage() {}
 
 func (x *PublishLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_internal_rpc_sampan_proto_msgTypes[33]
+	mi := &file_internal_rpc_sampan_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1935,7 +1996,7 @@ func (x *PublishLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PublishLogsResponse.ProtoReflect.Descriptor instead.
 func (*PublishLogsResponse) Descriptor() ([]byte, []int) {
-	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{33}
+	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{34}
 }
 
 var File_internal_rpc_sampan_proto protoreflect.FileDescriptor
@@ -1975,7 +2036,9 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\rLeaveResponse\"+\n" +
 	"\bRedirect\x12\x1f\n" +
 	"\vleader_addr\x18\x01 \x01(\tR\n" +
-	"leaderAddr\"\x90\x01\n" +
+	"leaderAddr\"\x1b\n" +
+	"\x05Fault\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\rR\x04kind\"\x90\x01\n" +
 	"\fAgentMessage\x12,\n" +
 	"\x05hello\x18\x01 \x01(\v2\x14.sampan.rpc.v1.HelloH\x00R\x05hello\x12&\n" +
 	"\x03ack\x18\x02 \x01(\v2\x12.sampan.rpc.v1.AckH\x00R\x03ack\x12\"\n" +
@@ -2042,7 +2105,7 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x1d\n" +
 	"\n" +
 	"network_id\x18\x02 \x01(\tR\tnetworkId\"\x10\n" +
-	"\x0eDetachResponse\"\xbf\x01\n" +
+	"\x0eDetachResponse\"\xe0\x01\n" +
 	"\n" +
 	"LogRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x19\n" +
@@ -2052,9 +2115,11 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x06stderr\x18\x05 \x01(\bR\x06stderr\x12\x12\n" +
 	"\x04tail\x18\x06 \x01(\x03R\x04tail\x12\x14\n" +
 	"\x05since\x18\a \x01(\x03R\x05since\x12\x14\n" +
-	"\x05until\x18\b \x01(\x03R\x05until\"\x1b\n" +
+	"\x05until\x18\b \x01(\x03R\x05until\x12\x1f\n" +
+	"\vservice_ids\x18\t \x03(\tR\n" +
+	"serviceIds\"\x1b\n" +
 	"\tLogCancel\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x8c\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xa5\x02\n" +
 	"\bLogFrame\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x17\n" +
@@ -2063,7 +2128,8 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x04time\x18\x04 \x01(\x03R\x04time\x12\x12\n" +
 	"\x04line\x18\x05 \x01(\fR\x04line\x128\n" +
 	"\x05attrs\x18\x06 \x03(\v2\".sampan.rpc.v1.LogFrame.AttrsEntryR\x05attrs\x12\x14\n" +
-	"\x05error\x18\a \x01(\tR\x05error\x1a8\n" +
+	"\x05error\x18\a \x01(\tR\x05error\x12\x17\n" +
+	"\anode_id\x18\b \x01(\tR\x06nodeId\x1a8\n" +
 	"\n" +
 	"AttrsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -2079,7 +2145,7 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"AddManager\x12 .sampan.rpc.v1.AddManagerRequest\x1a!.sampan.rpc.v1.AddManagerResponse\x12]\n" +
 	"\x0ePromoteManager\x12$.sampan.rpc.v1.PromoteManagerRequest\x1a%.sampan.rpc.v1.PromoteManagerResponse\x12Z\n" +
 	"\rRemoveManager\x12#.sampan.rpc.v1.RemoveManagerRequest\x1a$.sampan.rpc.v1.RemoveManagerResponse\x12B\n" +
-	"\x05Leave\x12\x1b.sampan.rpc.v1.LeaveRequest\x1a\x1c.sampan.rpc.v1.LeaveResponse2\xe8\x03\n" +
+	"\x05Leave\x12\x1b.sampan.rpc.v1.LeaveRequest\x1a\x1c.sampan.rpc.v1.LeaveResponse2\xaf\x04\n" +
 	"\n" +
 	"Dispatcher\x12I\n" +
 	"\aSession\x12\x1b.sampan.rpc.v1.AgentMessage\x1a\x1d.sampan.rpc.v1.ManagerMessage(\x010\x01\x12N\n" +
@@ -2087,7 +2153,8 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x10UpdateTaskStatus\x12&.sampan.rpc.v1.UpdateTaskStatusRequest\x1a'.sampan.rpc.v1.UpdateTaskStatusResponse\x12E\n" +
 	"\x06Attach\x12\x1c.sampan.rpc.v1.AttachRequest\x1a\x1d.sampan.rpc.v1.AttachResponse\x12E\n" +
 	"\x06Detach\x12\x1c.sampan.rpc.v1.DetachRequest\x1a\x1d.sampan.rpc.v1.DetachResponse\x12L\n" +
-	"\vPublishLogs\x12\x17.sampan.rpc.v1.LogFrame\x1a\".sampan.rpc.v1.PublishLogsResponse(\x01B1Z/github.com/sampan-cloud/sampan/internal/rpc;rpcb\x06proto3"
+	"\vPublishLogs\x12\x17.sampan.rpc.v1.LogFrame\x1a\".sampan.rpc.v1.PublishLogsResponse(\x01\x12E\n" +
+	"\rSubscribeLogs\x12\x19.sampan.rpc.v1.LogRequest\x1a\x17.sampan.rpc.v1.LogFrame0\x01B1Z/github.com/sampan-cloud/sampan/internal/rpc;rpcb\x06proto3"
 
 var (
 	file_internal_rpc_sampan_proto_rawDescOnce sync.Once
@@ -2101,7 +2168,7 @@ func file_internal_rpc_sampan_proto_rawDescGZIP() []byte {
 	return file_internal_rpc_sampan_proto_rawDescData
 }
 
-var file_internal_rpc_sampan_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_internal_rpc_sampan_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
 var file_internal_rpc_sampan_proto_goTypes = []any{
 	(*GetRootCARequest)(nil),         // 0: sampan.rpc.v1.GetRootCARequest
 	(*GetRootCAResponse)(nil),        // 1: sampan.rpc.v1.GetRootCAResponse
@@ -2117,39 +2184,40 @@ var file_internal_rpc_sampan_proto_goTypes = []any{
 	(*LeaveRequest)(nil),             // 11: sampan.rpc.v1.LeaveRequest
 	(*LeaveResponse)(nil),            // 12: sampan.rpc.v1.LeaveResponse
 	(*Redirect)(nil),                 // 13: sampan.rpc.v1.Redirect
-	(*AgentMessage)(nil),             // 14: sampan.rpc.v1.AgentMessage
-	(*Hello)(nil),                    // 15: sampan.rpc.v1.Hello
-	(*Ack)(nil),                      // 16: sampan.rpc.v1.Ack
-	(*ManagerMessage)(nil),           // 17: sampan.rpc.v1.ManagerMessage
-	(*SessionStart)(nil),             // 18: sampan.rpc.v1.SessionStart
-	(*ViewChange)(nil),               // 19: sampan.rpc.v1.ViewChange
-	(*Change)(nil),                   // 20: sampan.rpc.v1.Change
-	(*HeartbeatRequest)(nil),         // 21: sampan.rpc.v1.HeartbeatRequest
-	(*HeartbeatResponse)(nil),        // 22: sampan.rpc.v1.HeartbeatResponse
-	(*TaskStatus)(nil),               // 23: sampan.rpc.v1.TaskStatus
-	(*UpdateTaskStatusRequest)(nil),  // 24: sampan.rpc.v1.UpdateTaskStatusRequest
-	(*UpdateTaskStatusResponse)(nil), // 25: sampan.rpc.v1.UpdateTaskStatusResponse
-	(*AttachRequest)(nil),            // 26: sampan.rpc.v1.AttachRequest
-	(*AttachResponse)(nil),           // 27: sampan.rpc.v1.AttachResponse
-	(*DetachRequest)(nil),            // 28: sampan.rpc.v1.DetachRequest
-	(*DetachResponse)(nil),           // 29: sampan.rpc.v1.DetachResponse
-	(*LogRequest)(nil),               // 30: sampan.rpc.v1.LogRequest
-	(*LogCancel)(nil),                // 31: sampan.rpc.v1.LogCancel
-	(*LogFrame)(nil),                 // 32: sampan.rpc.v1.LogFrame
-	(*PublishLogsResponse)(nil),      // 33: sampan.rpc.v1.PublishLogsResponse
-	nil,                              // 34: sampan.rpc.v1.LogFrame.AttrsEntry
+	(*Fault)(nil),                    // 14: sampan.rpc.v1.Fault
+	(*AgentMessage)(nil),             // 15: sampan.rpc.v1.AgentMessage
+	(*Hello)(nil),                    // 16: sampan.rpc.v1.Hello
+	(*Ack)(nil),                      // 17: sampan.rpc.v1.Ack
+	(*ManagerMessage)(nil),           // 18: sampan.rpc.v1.ManagerMessage
+	(*SessionStart)(nil),             // 19: sampan.rpc.v1.SessionStart
+	(*ViewChange)(nil),               // 20: sampan.rpc.v1.ViewChange
+	(*Change)(nil),                   // 21: sampan.rpc.v1.Change
+	(*HeartbeatRequest)(nil),         // 22: sampan.rpc.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),        // 23: sampan.rpc.v1.HeartbeatResponse
+	(*TaskStatus)(nil),               // 24: sampan.rpc.v1.TaskStatus
+	(*UpdateTaskStatusRequest)(nil),  // 25: sampan.rpc.v1.UpdateTaskStatusRequest
+	(*UpdateTaskStatusResponse)(nil), // 26: sampan.rpc.v1.UpdateTaskStatusResponse
+	(*AttachRequest)(nil),            // 27: sampan.rpc.v1.AttachRequest
+	(*AttachResponse)(nil),           // 28: sampan.rpc.v1.AttachResponse
+	(*DetachRequest)(nil),            // 29: sampan.rpc.v1.DetachRequest
+	(*DetachResponse)(nil),           // 30: sampan.rpc.v1.DetachResponse
+	(*LogRequest)(nil),               // 31: sampan.rpc.v1.LogRequest
+	(*LogCancel)(nil),                // 32: sampan.rpc.v1.LogCancel
+	(*LogFrame)(nil),                 // 33: sampan.rpc.v1.LogFrame
+	(*PublishLogsResponse)(nil),      // 34: sampan.rpc.v1.PublishLogsResponse
+	nil,                              // 35: sampan.rpc.v1.LogFrame.AttrsEntry
 }
 var file_internal_rpc_sampan_proto_depIdxs = []int32{
-	15, // 0: sampan.rpc.v1.AgentMessage.hello:type_name -> sampan.rpc.v1.Hello
-	16, // 1: sampan.rpc.v1.AgentMessage.ack:type_name -> sampan.rpc.v1.Ack
-	23, // 2: sampan.rpc.v1.Hello.tasks:type_name -> sampan.rpc.v1.TaskStatus
-	18, // 3: sampan.rpc.v1.ManagerMessage.start:type_name -> sampan.rpc.v1.SessionStart
-	19, // 4: sampan.rpc.v1.ManagerMessage.change:type_name -> sampan.rpc.v1.ViewChange
-	30, // 5: sampan.rpc.v1.ManagerMessage.logs:type_name -> sampan.rpc.v1.LogRequest
-	31, // 6: sampan.rpc.v1.ManagerMessage.log_cancel:type_name -> sampan.rpc.v1.LogCancel
-	20, // 7: sampan.rpc.v1.ViewChange.changes:type_name -> sampan.rpc.v1.Change
-	23, // 8: sampan.rpc.v1.UpdateTaskStatusRequest.tasks:type_name -> sampan.rpc.v1.TaskStatus
-	34, // 9: sampan.rpc.v1.LogFrame.attrs:type_name -> sampan.rpc.v1.LogFrame.AttrsEntry
+	16, // 0: sampan.rpc.v1.AgentMessage.hello:type_name -> sampan.rpc.v1.Hello
+	17, // 1: sampan.rpc.v1.AgentMessage.ack:type_name -> sampan.rpc.v1.Ack
+	24, // 2: sampan.rpc.v1.Hello.tasks:type_name -> sampan.rpc.v1.TaskStatus
+	19, // 3: sampan.rpc.v1.ManagerMessage.start:type_name -> sampan.rpc.v1.SessionStart
+	20, // 4: sampan.rpc.v1.ManagerMessage.change:type_name -> sampan.rpc.v1.ViewChange
+	31, // 5: sampan.rpc.v1.ManagerMessage.logs:type_name -> sampan.rpc.v1.LogRequest
+	32, // 6: sampan.rpc.v1.ManagerMessage.log_cancel:type_name -> sampan.rpc.v1.LogCancel
+	21, // 7: sampan.rpc.v1.ViewChange.changes:type_name -> sampan.rpc.v1.Change
+	24, // 8: sampan.rpc.v1.UpdateTaskStatusRequest.tasks:type_name -> sampan.rpc.v1.TaskStatus
+	35, // 9: sampan.rpc.v1.LogFrame.attrs:type_name -> sampan.rpc.v1.LogFrame.AttrsEntry
 	0,  // 10: sampan.rpc.v1.Join.GetRootCA:input_type -> sampan.rpc.v1.GetRootCARequest
 	2,  // 11: sampan.rpc.v1.Join.IssueCertificate:input_type -> sampan.rpc.v1.IssueCertificateRequest
 	4,  // 12: sampan.rpc.v1.Membership.RenewCertificate:input_type -> sampan.rpc.v1.RenewCertificateRequest
@@ -2157,27 +2225,29 @@ var file_internal_rpc_sampan_proto_depIdxs = []int32{
 	7,  // 14: sampan.rpc.v1.Membership.PromoteManager:input_type -> sampan.rpc.v1.PromoteManagerRequest
 	9,  // 15: sampan.rpc.v1.Membership.RemoveManager:input_type -> sampan.rpc.v1.RemoveManagerRequest
 	11, // 16: sampan.rpc.v1.Membership.Leave:input_type -> sampan.rpc.v1.LeaveRequest
-	14, // 17: sampan.rpc.v1.Dispatcher.Session:input_type -> sampan.rpc.v1.AgentMessage
-	21, // 18: sampan.rpc.v1.Dispatcher.Heartbeat:input_type -> sampan.rpc.v1.HeartbeatRequest
-	24, // 19: sampan.rpc.v1.Dispatcher.UpdateTaskStatus:input_type -> sampan.rpc.v1.UpdateTaskStatusRequest
-	26, // 20: sampan.rpc.v1.Dispatcher.Attach:input_type -> sampan.rpc.v1.AttachRequest
-	28, // 21: sampan.rpc.v1.Dispatcher.Detach:input_type -> sampan.rpc.v1.DetachRequest
-	32, // 22: sampan.rpc.v1.Dispatcher.PublishLogs:input_type -> sampan.rpc.v1.LogFrame
-	1,  // 23: sampan.rpc.v1.Join.GetRootCA:output_type -> sampan.rpc.v1.GetRootCAResponse
-	3,  // 24: sampan.rpc.v1.Join.IssueCertificate:output_type -> sampan.rpc.v1.IssueCertificateResponse
-	3,  // 25: sampan.rpc.v1.Membership.RenewCertificate:output_type -> sampan.rpc.v1.IssueCertificateResponse
-	6,  // 26: sampan.rpc.v1.Membership.AddManager:output_type -> sampan.rpc.v1.AddManagerResponse
-	8,  // 27: sampan.rpc.v1.Membership.PromoteManager:output_type -> sampan.rpc.v1.PromoteManagerResponse
-	10, // 28: sampan.rpc.v1.Membership.RemoveManager:output_type -> sampan.rpc.v1.RemoveManagerResponse
-	12, // 29: sampan.rpc.v1.Membership.Leave:output_type -> sampan.rpc.v1.LeaveResponse
-	17, // 30: sampan.rpc.v1.Dispatcher.Session:output_type -> sampan.rpc.v1.ManagerMessage
-	22, // 31: sampan.rpc.v1.Dispatcher.Heartbeat:output_type -> sampan.rpc.v1.HeartbeatResponse
-	25, // 32: sampan.rpc.v1.Dispatcher.UpdateTaskStatus:output_type -> sampan.rpc.v1.UpdateTaskStatusResponse
-	27, // 33: sampan.rpc.v1.Dispatcher.Attach:output_type -> sampan.rpc.v1.AttachResponse
-	29, // 34: sampan.rpc.v1.Dispatcher.Detach:output_type -> sampan.rpc.v1.DetachResponse
-	33, // 35: sampan.rpc.v1.Dispatcher.PublishLogs:output_type -> sampan.rpc.v1.PublishLogsResponse
-	23, // [23:36] is the sub-list for method output_type
-	10, // [10:23] is the sub-list for method input_type
+	15, // 17: sampan.rpc.v1.Dispatcher.Session:input_type -> sampan.rpc.v1.AgentMessage
+	22, // 18: sampan.rpc.v1.Dispatcher.Heartbeat:input_type -> sampan.rpc.v1.HeartbeatRequest
+	25, // 19: sampan.rpc.v1.Dispatcher.UpdateTaskStatus:input_type -> sampan.rpc.v1.UpdateTaskStatusRequest
+	27, // 20: sampan.rpc.v1.Dispatcher.Attach:input_type -> sampan.rpc.v1.AttachRequest
+	29, // 21: sampan.rpc.v1.Dispatcher.Detach:input_type -> sampan.rpc.v1.DetachRequest
+	33, // 22: sampan.rpc.v1.Dispatcher.PublishLogs:input_type -> sampan.rpc.v1.LogFrame
+	31, // 23: sampan.rpc.v1.Dispatcher.SubscribeLogs:input_type -> sampan.rpc.v1.LogRequest
+	1,  // 24: sampan.rpc.v1.Join.GetRootCA:output_type -> sampan.rpc.v1.GetRootCAResponse
+	3,  // 25: sampan.rpc.v1.Join.IssueCertificate:output_type -> sampan.rpc.v1.IssueCertificateResponse
+	3,  // 26: sampan.rpc.v1.Membership.RenewCertificate:output_type -> sampan.rpc.v1.IssueCertificateResponse
+	6,  // 27: sampan.rpc.v1.Membership.AddManager:output_type -> sampan.rpc.v1.AddManagerResponse
+	8,  // 28: sampan.rpc.v1.Membership.PromoteManager:output_type -> sampan.rpc.v1.PromoteManagerResponse
+	10, // 29: sampan.rpc.v1.Membership.RemoveManager:output_type -> sampan.rpc.v1.RemoveManagerResponse
+	12, // 30: sampan.rpc.v1.Membership.Leave:output_type -> sampan.rpc.v1.LeaveResponse
+	18, // 31: sampan.rpc.v1.Dispatcher.Session:output_type -> sampan.rpc.v1.ManagerMessage
+	23, // 32: sampan.rpc.v1.Dispatcher.Heartbeat:output_type -> sampan.rpc.v1.HeartbeatResponse
+	26, // 33: sampan.rpc.v1.Dispatcher.UpdateTaskStatus:output_type -> sampan.rpc.v1.UpdateTaskStatusResponse
+	28, // 34: sampan.rpc.v1.Dispatcher.Attach:output_type -> sampan.rpc.v1.AttachResponse
+	30, // 35: sampan.rpc.v1.Dispatcher.Detach:output_type -> sampan.rpc.v1.DetachResponse
+	34, // 36: sampan.rpc.v1.Dispatcher.PublishLogs:output_type -> sampan.rpc.v1.PublishLogsResponse
+	33, // 37: sampan.rpc.v1.Dispatcher.SubscribeLogs:output_type -> sampan.rpc.v1.LogFrame
+	24, // [24:38] is the sub-list for method output_type
+	10, // [10:24] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -2188,12 +2258,12 @@ func file_internal_rpc_sampan_proto_init() {
 	if File_internal_rpc_sampan_proto != nil {
 		return
 	}
-	file_internal_rpc_sampan_proto_msgTypes[14].OneofWrappers = []any{
+	file_internal_rpc_sampan_proto_msgTypes[15].OneofWrappers = []any{
 		(*AgentMessage_Hello)(nil),
 		(*AgentMessage_Ack)(nil),
 		(*AgentMessage_Description)(nil),
 	}
-	file_internal_rpc_sampan_proto_msgTypes[17].OneofWrappers = []any{
+	file_internal_rpc_sampan_proto_msgTypes[18].OneofWrappers = []any{
 		(*ManagerMessage_Start)(nil),
 		(*ManagerMessage_Change)(nil),
 		(*ManagerMessage_Logs)(nil),
@@ -2205,7 +2275,7 @@ func file_internal_rpc_sampan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_internal_rpc_sampan_proto_rawDesc), len(file_internal_rpc_sampan_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   35,
+			NumMessages:   36,
 			NumExtensions: 0,
 			NumServices:   3,
 		},

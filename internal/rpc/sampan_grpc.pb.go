@@ -443,6 +443,7 @@ const (
 	Dispatcher_Attach_FullMethodName           = "/sampan.rpc.v1.Dispatcher/Attach"
 	Dispatcher_Detach_FullMethodName           = "/sampan.rpc.v1.Dispatcher/Detach"
 	Dispatcher_PublishLogs_FullMethodName      = "/sampan.rpc.v1.Dispatcher/PublishLogs"
+	Dispatcher_SubscribeLogs_FullMethodName    = "/sampan.rpc.v1.Dispatcher/SubscribeLogs"
 )
 
 // DispatcherClient is the client API for Dispatcher service.
@@ -462,6 +463,8 @@ type DispatcherClient interface {
 	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachResponse, error)
 	// PublishLogs answers a LogRequest that came down the session.
 	PublishLogs(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[LogFrame, PublishLogsResponse], error)
+	// SubscribeLogs is for managers that do not lead: the leader has the sessions through which logs come.
+	SubscribeLogs(ctx context.Context, in *LogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogFrame], error)
 }
 
 type dispatcherClient struct {
@@ -538,6 +541,25 @@ func (c *dispatcherClient) PublishLogs(ctx context.Context, opts ...grpc.CallOpt
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatcher_PublishLogsClient = grpc.ClientStreamingClient[LogFrame, PublishLogsResponse]
 
+func (c *dispatcherClient) SubscribeLogs(ctx context.Context, in *LogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogFrame], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Dispatcher_ServiceDesc.Streams[2], Dispatcher_SubscribeLogs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[LogRequest, LogFrame]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatcher_SubscribeLogsClient = grpc.ServerStreamingClient[LogFrame]
+
 // DispatcherServer is the server API for Dispatcher service.
 // All implementations must embed UnimplementedDispatcherServer
 // for forward compatibility.
@@ -555,6 +577,8 @@ type DispatcherServer interface {
 	Detach(context.Context, *DetachRequest) (*DetachResponse, error)
 	// PublishLogs answers a LogRequest that came down the session.
 	PublishLogs(grpc.ClientStreamingServer[LogFrame, PublishLogsResponse]) error
+	// SubscribeLogs is for managers that do not lead: the leader has the sessions through which logs come.
+	SubscribeLogs(*LogRequest, grpc.ServerStreamingServer[LogFrame]) error
 	mustEmbedUnimplementedDispatcherServer()
 }
 
@@ -582,6 +606,9 @@ func (UnimplementedDispatcherServer) Detach(context.Context, *DetachRequest) (*D
 }
 func (UnimplementedDispatcherServer) PublishLogs(grpc.ClientStreamingServer[LogFrame, PublishLogsResponse]) error {
 	return status.Error(codes.Unimplemented, "method PublishLogs not implemented")
+}
+func (UnimplementedDispatcherServer) SubscribeLogs(*LogRequest, grpc.ServerStreamingServer[LogFrame]) error {
+	return status.Error(codes.Unimplemented, "method SubscribeLogs not implemented")
 }
 func (UnimplementedDispatcherServer) mustEmbedUnimplementedDispatcherServer() {}
 func (UnimplementedDispatcherServer) testEmbeddedByValue()                    {}
@@ -690,6 +717,17 @@ func _Dispatcher_PublishLogs_Handler(srv interface{}, stream grpc.ServerStream) 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Dispatcher_PublishLogsServer = grpc.ClientStreamingServer[LogFrame, PublishLogsResponse]
 
+func _Dispatcher_SubscribeLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(LogRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(DispatcherServer).SubscribeLogs(m, &grpc.GenericServerStream[LogRequest, LogFrame]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Dispatcher_SubscribeLogsServer = grpc.ServerStreamingServer[LogFrame]
+
 // Dispatcher_ServiceDesc is the grpc.ServiceDesc for Dispatcher service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -725,6 +763,11 @@ var Dispatcher_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "PublishLogs",
 			Handler:       _Dispatcher_PublishLogs_Handler,
 			ClientStreams: true,
+		},
+		{
+			StreamName:    "SubscribeLogs",
+			Handler:       _Dispatcher_SubscribeLogs_Handler,
+			ServerStreams: true,
 		},
 	},
 	Metadata: "internal/rpc/sampan.proto",

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/engine/events"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
@@ -195,19 +196,9 @@ type Cluster interface {
 	ListConfigs(ctx context.Context) ([]*cloud.Config, error)
 
 	// Logs streams the logs of tasks wherever they run, until ctx ends or, without Follow, all are read.
-	Logs(ctx context.Context, taskIDs []string, o LogOptions, emit func(TaskLog) error) error
+	Logs(ctx context.Context, taskIDs []string, o control.LogOptions, emit func(control.TaskLog) error) error
 	// WatchEvents delivers changes of nodes, services, networks, secrets and configs as events of scope swarm.
-	WatchEvents(ctx context.Context) <-chan events.Event
-}
-
-// TaskLog is one line of a task's log.
-type TaskLog struct {
-	TaskID string
-	NodeID string
-	Stderr bool
-	Time   time.Time
-	Line   []byte
-	Attrs  map[string]string
+	WatchEvents(ctx context.Context) <-chan control.Event
 }
 
 // Host tells what info and version show of the daemon and its host: internal/node implements it.

@@ -1,0 +1,58 @@
+// Package control is what managers do with the cluster's state. API is the control API that any manager serves: it
+// checks what users ask for and writes it down. Leader runs the loops that make it true, on the elected leader only:
+// orchestrator, allocator, scheduler and dispatcher, each level-triggered on the state and on nothing else, so that one
+// killed anywhere is taken up by the next. The package knows nothing of HTTP, containers or kernels.
+package control
+
+import (
+	"context"
+	"time"
+)
+
+// LogOptions choose lines of tasks' logs. Tail -1: all. The zero times are no bounds.
+type LogOptions struct {
+	Stdout, Stderr bool
+	Follow         bool
+	Tail           int
+	Since, Until   time.Time
+	// Services: while following, tasks of these services join as they start.
+	Services []string
+}
+
+// TaskLog is one line of a task's log.
+type TaskLog struct {
+	TaskID string
+	NodeID string
+	Stderr bool
+	Time   time.Time
+	Line   []byte // with its newline if it had one
+	Attrs  map[string]string
+}
+
+// Event says that something of the cluster changed, in the terms of Docker's events of scope swarm: Type is node,
+// service, network, secret or config; Action is create, update or remove.
+type Event struct {
+	Type   string
+	Action string
+	ID     string
+	Attrs  map[string]string // name, and what changed: state.old, state.new, replicas.old, …
+	Time   time.Time
+}
+
+// LogSource reads logs of tasks wherever they run: the leader's dispatcher, or a way to it.
+type LogSource interface {
+	Logs(ctx context.Context, taskIDs []string, o LogOptions, emit func(TaskLog) error) error
+}
+
+// Election says who leads: internal/node implements it over the state's leases.
+type Election interface {
+	// Campaign waits until this manager leads. The context it returns ends when leadership is lost, or with ctx.
+	Campaign(ctx context.Context) (context.Context, error)
+	// Leader returns the leading manager's node ID, "" when there is none.
+	Leader() string
+	// Reachable reports whether the manager with that node ID answers.
+	Reachable(nodeID string) bool
+}
+
+// AgentVersion is the protocol between dispatcher and agents.
+const AgentVersion = 1
