@@ -134,21 +134,6 @@ type AttachOptions struct {
 	Stderr bool   `json:"stderr,omitempty"`
 }
 
-// The client is (*Client), in client.go:
-//
-//	Ensure(ctx, Config) (*Client, error)              start or find the keeper of an exec root, negotiate, adopt
-//	(*Client) Create(ctx, Spec) (Status, error)       init process made, waiting; Status.PID set
-//	(*Client) Start(ctx, id) (Status, error)          let it run the user's process
-//	(*Client) Exec(ctx, Process) (Status, error)      streams are buffered until an attach or 1 MiB
-//	(*Client) Attach(ctx, AttachOptions) (*Stream, error)
-//	      Stream.Read gives frames: (StdStream, []byte); Stream.Stdin() io.Writer; Stream.CloseWrite(); Stream.Close()
-//	(*Client) Signal(ctx, id, execID string, sig int, all bool) error
-//	(*Client) Resize(ctx, id, execID string, rows, cols uint16) error
-//	(*Client) Pause/Resume(ctx, id) error
-//	(*Client) Update(ctx, id, Resources) error
-//	(*Client) Delete(ctx, id) error                   forgets an exited container (kills it first if it runs): cgroup, state, pipes
-//	(*Client) List(ctx) ([]Status, error)             containers and execs
-//	(*Client) Status(ctx, id, execID) (Status, error)
-//	(*Client) Events() <-chan Event                   survives a restart of the keeper (reconnects, adopts, replays exits)
-//	(*Client) SetNames(ctx, NameTable) error
-//	(*Client) PID() int; Close() error (the keeper lives on); Shutdown(ctx) error (only without containers)
+// The client is (*Client), in client.go: Ensure finds or starts the keeper of an exec root; Create, Start, Exec, Attach,
+// Signal, Resize, Pause, Resume, Update, Delete, List, Status, Events, SetNames, PID, Close, Shutdown and Upgrade are its
+// methods.
