@@ -1,0 +1,135 @@
+package node
+
+import (
+	"bufio"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/server/docker"
+)
+
+// hostInfo is what is said of the host and the daemon; what cannot change while the daemon runs is read once.
+type hostInfo struct {
+	cfg  Config
+	base docker.HostInfo
+}
+
+func newHostInfo(cfg Config, id string) *hostInfo {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	var s unix.Sysinfo_t
+	_ = unix.Sysinfo(&s)
+	hostname, _ := os.Hostname()
+	system, version := osRelease()
+	h := &hostInfo{cfg: cfg, base: docker.HostInfo{
+		ID: id, Name: hostname, DataRoot: cfg.DataRoot, Driver: "overlayfs",
+		DriverStatus:  [][2]string{{"Backing Filesystem", filesystem(cfg.DataRoot)}, {"Supports d_type", "true"}},
+		KernelVersion: unix.ByteSliceToString(u.Release[:]), OperatingSystem: system, OSVersion: version,
+		Architecture: unix.ByteSliceToString(u.Machine[:]), NCPU: runtime.NumCPU(), MemTotal: int64(s.Totalram) * int64(s.Unit),
+		CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(), SecurityOptions: securityOptions(), Labels: cfg.Labels, Debug: cfg.Debug,
+		InsecureRegistries: cfg.Insecure, Mirrors: cfg.Mirrors, Version: cfg.Version, GitCommit: cfg.Commit,
+		Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
+	}}
+	for _, p := range cfg.Pools {
+		h.base.DefaultAddressPools = append(h.base.DefaultAddressPools, docker.AddressPool(p))
+	}
+	return h
+}
+
+// Info says what info and version show.
+func (h *hostInfo) Info() docker.HostInfo {
+	i := h.base
+	i.NGoroutines = runtime.NumGoroutine()
+	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
+		i.NFd = len(fds)
+	}
+	i.Capabilities = capabilities(i.CgroupVersion)
+	return i
+}
+
+// description is what the agent tells the managers of this host.
+func (h *hostInfo) description(underlayMTU int) cloud.NodeDescription {
+	labels := map[string]string{}
+	for _, l := range h.cfg.Labels {
+		k, v, _ := strings.Cut(l, "=")
+		labels[k] = v
+	}
+	return cloud.NodeDescription{Hostname: h.base.Name, OS: "linux", Architecture: h.base.Architecture, EngineVersion: h.cfg.Version,
+		Labels: labels, UnderlayMTU: underlayMTU, Resources: cloud.Resources{NanoCPUs: int64(h.base.NCPU) * 1e9, MemoryBytes: h.base.MemTotal}}
+}
+
+func osRelease() (name, version string) {
+	f, err := os.Open("/etc/os-release")
+	if err != nil {
+		return "Linux", ""
+	}
+	defer f.Close()
+	for s := bufio.NewScanner(f); s.Scan(); {
+		key, value, _ := strings.Cut(s.Text(), "=")
+		switch value = strings.Trim(value, `"`); key {
+		case "PRETTY_NAME":
+			name = value
+		case "VERSION_ID":
+			version = value
+		}
+	}
+	return name, version
+}
+
+func cgroupVersion() string {
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		return "2"
+	}
+	return "1"
+}
+
+func securityOptions() []string {
+	options := []string{"name=seccomp,profile=builtin"}
+	if _, err := os.Stat("/sys/kernel/security/apparmor"); err == nil {
+		options = append(options, "name=apparmor")
+	}
+	if cgroupVersion() == "2" {
+		options = append(options, "name=cgroupns")
+	}
+	return options
+}
+
+func capabilities(version string) docker.Capabilities {
+	c := docker.Capabilities{MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true}
+	if version == "1" {
+		has := func(file string) bool {
+			matches, _ := filepath.Glob("/sys/fs/cgroup/" + file)
+			return len(matches) > 0
+		}
+		c = docker.Capabilities{MemoryLimit: has("memory/memory.limit_in_bytes"), SwapLimit: has("memory/memory.memsw.limit_in_bytes"),
+			CPUCfsPeriod: has("cpu/cpu.cfs_period_us"), CPUCfsQuota: has("cpu/cpu.cfs_quota_us"), CPUShares: has("cpu/cpu.shares"),
+			CPUSet: has("cpuset/cpuset.cpus"), PidsLimit: has("pids"), OomKillDisable: has("memory/memory.oom_control")}
+	}
+	if text, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward"); err == nil {
+		c.IPv4Forwarding = strings.TrimSpace(string(text)) == "1"
+	}
+	return c
+}
+
+func filesystem(path string) string {
+	var s unix.Statfs_t
+	if err := unix.Statfs(path, &s); err != nil {
+		return "unknown"
+	}
+	switch uint32(s.Type) {
+	case unix.EXT4_SUPER_MAGIC:
+		return "extfs"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	}
+	return "unknown"
+}

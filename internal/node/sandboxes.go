@@ -1,0 +1,274 @@
+package node
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/network"
+)
+
+// labelTask marks the container of a cluster's task.
+const labelTask = "com.docker.swarm.task.id"
+
+// sandboxes gives the engine its networks (container.Networks): it puts a container's wishes into network's words and
+// network's answers into the engine's.
+type sandboxes struct {
+	networks *network.Manager
+	// attach asks the cluster for an address of a standalone container on one of its networks; detach gives it back.
+	attach func(ctx context.Context, c container.Container, net string, e network.EndpointSpec) (network.EndpointSpec, error)
+	detach func(ctx context.Context, containerID, networkID string)
+	// get finds another container, for links.
+	get func(id string) (container.Container, error)
+}
+
+// Attach makes the container's sandbox.
+func (s *sandboxes) Attach(ctx context.Context, c container.Container) (container.Attachment, error) {
+	mode := modeOf(c.Config)
+	spec := network.SandboxSpec{
+		ID: c.ID, Owner: c.Config.Name, Hostname: c.Config.Hostname, Search: c.Config.Host.DNSSearch,
+		Options: c.Config.Host.DNSOptions, Sysctls: netSysctls(c.Config.Host.Sysctls), Links: map[string][]netip.Addr{},
+	}
+	switch {
+	case mode == network.NameHost:
+		n, err := s.networks.Get(network.NameHost)
+		if err != nil {
+			return container.Attachment{}, err
+		}
+		return container.Attachment{Endpoints: map[string]container.Endpoint{n.Spec.Name: {NetworkID: n.ID, NetworkName: n.Spec.Name}}}, nil
+	case mode == network.NameNone || c.Config.NetworkDisabled:
+		spec.NoNetwork = true
+	default:
+		for _, d := range c.Config.Host.DNS {
+			addr, err := netip.ParseAddr(d)
+			if err != nil {
+				return container.Attachment{}, fault.New(fault.InvalidArgument, "%s is not an ip address", d)
+			}
+			spec.DNS = append(spec.DNS, addr)
+		}
+		for name, e := range ordered(c.Config, mode) {
+			endpoint, err := s.endpoint(ctx, c, name, e)
+			if err != nil {
+				return container.Attachment{}, err
+			}
+			spec.Endpoints = append(spec.Endpoints, endpoint)
+		}
+		spec.Ports = bindings(c.Config)
+		if err := s.link(c, &spec); err != nil {
+			return container.Attachment{}, err
+		}
+	}
+	made, err := s.networks.Attach(ctx, spec)
+	if err != nil {
+		return container.Attachment{}, err
+	}
+	a := container.Attachment{SandboxID: made.ID, NetNS: made.NetNS, ResolvConf: made.ResolvConf, Hosts: made.Hosts, Endpoints: map[string]container.Endpoint{}}
+	if spec.NoNetwork {
+		if n, err := s.networks.Get(network.NameNone); err == nil {
+			a.Endpoints[n.Spec.Name] = container.Endpoint{NetworkID: n.ID, NetworkName: n.Spec.Name}
+		}
+	}
+	for _, e := range made.Endpoints {
+		a.Endpoints[e.NetworkName] = endpointOf(e, wish(c.Config, e))
+	}
+	for _, p := range made.Ports {
+		a.Ports = append(a.Ports, container.BoundPort{Port: container.Port{Port: p.Port, Protocol: p.Protocol}, HostIP: p.HostIP, HostPort: p.HostPort})
+	}
+	return a, nil
+}
+
+// Detach gives up the container's sandbox.
+func (s *sandboxes) Detach(ctx context.Context, id string) error {
+	err := s.networks.Detach(ctx, id)
+	if s.detach != nil {
+		s.detach(ctx, id, "")
+	}
+	if fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// Connect joins a running container to a further network.
+func (s *sandboxes) Connect(ctx context.Context, id, name string, e container.EndpointConfig) (container.Endpoint, error) {
+	c, err := s.get(id)
+	if err != nil {
+		return container.Endpoint{}, err
+	}
+	spec, err := s.endpoint(ctx, c, name, e)
+	if err != nil {
+		return container.Endpoint{}, err
+	}
+	made, err := s.networks.Connect(ctx, id, spec)
+	if err != nil {
+		return container.Endpoint{}, err
+	}
+	return endpointOf(made, e), nil
+}
+
+// Disconnect takes a running container off a network.
+func (s *sandboxes) Disconnect(ctx context.Context, id, name string) error {
+	n, err := s.networks.Get(name)
+	if err != nil {
+		return err
+	}
+	if err := s.networks.Disconnect(ctx, id, n.ID); err != nil {
+		return err
+	}
+	if n.Scope == network.ScopeSwarm && s.detach != nil {
+		s.detach(ctx, id, n.ID)
+	}
+	return nil
+}
+
+// ResolveNetwork finds a network by name or ID.
+func (s *sandboxes) ResolveNetwork(nameOrID string) (id, name string, err error) {
+	n, err := s.networks.Get(nameOrID)
+	if err != nil {
+		return "", "", err
+	}
+	return n.ID, n.Spec.Name, nil
+}
+
+// endpoint puts one wish into network's words; on a cluster network, a container that is no task first gets its address
+// from the managers.
+func (s *sandboxes) endpoint(ctx context.Context, c container.Container, name string, e container.EndpointConfig) (network.EndpointSpec, error) {
+	spec := network.EndpointSpec{Network: name, Aliases: e.Aliases, IPv4: e.IPv4, IPv6: e.IPv6, MAC: e.MAC,
+		GwPriority: e.GwPriority, DriverOpts: e.DriverOpts, Task: c.Config.Labels[labelTask]}
+	if spec.Task != "" {
+		return spec, nil
+	}
+	n, err := s.networks.Get(name)
+	if err == nil && n.Scope == network.ScopeLocal {
+		return spec, nil
+	}
+	if s.attach == nil {
+		return spec, err
+	}
+	attached, aerr := s.attach(ctx, c, name, spec)
+	if aerr != nil && err != nil && fault.Is(aerr, fault.Unavailable) {
+		return spec, err // not in a cluster: the network is simply not there
+	}
+	return attached, aerr
+}
+
+// link resolves --link: names that only this container sees.
+func (s *sandboxes) link(c container.Container, spec *network.SandboxSpec) error {
+	for _, l := range c.Config.Host.Links {
+		name, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = name
+		}
+		other, err := s.get(name)
+		if err != nil {
+			return fault.New(fault.InvalidArgument, "could not get container for %s: %w", name, err)
+		}
+		if !other.State.Running {
+			return fault.New(fault.Conflict, "Cannot link to a non running container: /%s AS /%s/%s", other.Config.Name, c.Config.Name, alias)
+		}
+		var addrs []netip.Addr
+		for _, e := range other.Networks.Endpoints {
+			if e.IPv4.IsValid() {
+				addrs = append(addrs, e.IPv4.Addr())
+			}
+			if e.IPv6.IsValid() {
+				addrs = append(addrs, e.IPv6.Addr())
+			}
+		}
+		for _, n := range []string{alias, other.Config.Name, other.Config.Hostname} {
+			if n != "" {
+				spec.Links[strings.ToLower(n)] = addrs
+			}
+		}
+	}
+	return nil
+}
+
+func modeOf(c container.Config) string {
+	switch c.Host.NetworkMode {
+	case "", "default":
+		return network.NameBridge
+	}
+	return c.Host.NetworkMode
+}
+
+// ordered yields the endpoints that the configuration asks for, that of the network mode first, the others by name.
+func ordered(c container.Config, mode string) func(yield func(string, container.EndpointConfig) bool) {
+	return func(yield func(string, container.EndpointConfig) bool) {
+		first := c.Network.Endpoints[mode]
+		if c.Host.NetworkMode == "default" || c.Host.NetworkMode == "" {
+			if e, ok := c.Network.Endpoints["default"]; ok {
+				first = e
+			}
+		}
+		if first.MAC == "" {
+			first.MAC = c.Network.MAC
+		}
+		_, explicit := c.Network.Endpoints[mode]
+		// docker network disconnect may have taken the network of the mode away again.
+		if (explicit || len(c.Network.Endpoints) == 0 || mode == network.NameBridge && c.Host.NetworkMode != network.NameBridge) && !yield(mode, first) {
+			return
+		}
+		names := make([]string, 0, len(c.Network.Endpoints))
+		for name := range c.Network.Endpoints {
+			if name != mode && name != "default" {
+				names = append(names, name)
+			}
+		}
+		slices.Sort(names)
+		for _, name := range names {
+			if !yield(name, c.Network.Endpoints[name]) {
+				return
+			}
+		}
+	}
+}
+
+// wish returns what the configuration asked of the endpoint e.
+func wish(c container.Config, e network.Endpoint) container.EndpointConfig {
+	for _, key := range []string{e.NetworkName, e.NetworkID, "default"} {
+		if w, ok := c.Network.Endpoints[key]; ok {
+			return w
+		}
+	}
+	return container.EndpointConfig{}
+}
+
+func endpointOf(e network.Endpoint, wish container.EndpointConfig) container.Endpoint {
+	return container.Endpoint{
+		Config: wish, NetworkID: e.NetworkID, NetworkName: e.NetworkName, EndpointID: e.ID, IPv4: e.IPv4, Gateway4: e.Gateway4,
+		IPv6: e.IPv6, Gateway6: e.Gateway6, MAC: e.MAC, DNSNames: e.DNSNames,
+	}
+}
+
+// bindings are the ports to publish: those asked for, and with -P every exposed one.
+func bindings(c container.Config) []network.PortBinding {
+	var out []network.PortBinding
+	bound := map[container.Port]bool{}
+	for _, p := range c.Host.Ports {
+		out = append(out, network.PortBinding{Protocol: p.Port.Protocol, Port: p.Port.Port, HostIP: p.HostIP, HostPort: p.HostPort, HostPortEnd: p.HostPortEnd})
+		bound[p.Port] = true
+	}
+	if c.Host.PublishAllPorts {
+		for _, p := range c.ExposedPorts {
+			if !bound[p] {
+				out = append(out, network.PortBinding{Protocol: p.Protocol, Port: p.Port})
+			}
+		}
+	}
+	return out
+}
+
+// netSysctls are the kernel settings that belong to the network namespace.
+func netSysctls(all map[string]string) map[string]string {
+	out := map[string]string{}
+	for key, value := range all {
+		if strings.HasPrefix(key, "net.") {
+			out[key] = value
+		}
+	}
+	return out
+}
