@@ -22,7 +22,9 @@ type Host struct {
 	Dir    string // holds data, exec and logs
 	Socket string // of the Docker API
 	lab    *Lab
-	args   []string
+	// program is sampand, or the daemon of a peer that takes the same flags.
+	program string
+	args    []string
 	daemon *exec.Cmd
 	exited chan struct{} // closed when daemon has been waited for
 }
@@ -57,8 +59,8 @@ func (h *Host) Launch() error {
 		return err
 	}
 	defer log.Close()
-	daemon := append([]string{h.lab.Binaries.Path("sampand"), "--data-root", h.DataRoot(), "--exec-root", h.ExecRoot(),
-		"-H", h.DockerHost(), "--pidfile", filepath.Join(h.Dir, "sampand.pid"), "--cgroup-parent", h.CgroupParent(), "-D"}, h.args...)
+	daemon := append([]string{h.program, "--data-root", h.DataRoot(), "--exec-root", h.ExecRoot(), "-H", h.DockerHost(),
+		"--pidfile", filepath.Join(h.Dir, "sampand.pid"), "--cgroup-parent", h.CgroupParent()}, h.args...)
 	args := append([]string{"--net=" + h.NetNS, "unshare", "--uts", "sh", "-c", `hostname "$0"; exec "$@"`, h.Name}, daemon...)
 	cmd := exec.Command("nsenter", args...)
 	cmd.Stdout, cmd.Stderr = log, log
@@ -179,18 +181,15 @@ func (h *Host) Lose(ctx context.Context) error {
 	return h.killEverything(ctx)
 }
 
-// killEverything kills the keeper and the containers, and returns when they are gone.
+// Processes are all processes of the host but its containers': those in its network namespace.
+func (h *Host) Processes() []int { return processesIn(h.NetNS) }
+
+// killEverything kills the daemon, its helpers and the containers, and returns when they are gone.
 func (h *Host) killEverything(ctx context.Context) error {
-	if pid := h.KeeperPID(); pid != 0 {
-		_ = syscall.Kill(pid, syscall.SIGKILL)
-	}
 	return WaitFor(ctx, 10*time.Second, "the end of every process of "+h.Name, func(context.Context) error {
-		pids := CgroupProcesses(h.CgroupParent())
+		pids := append(h.Processes(), CgroupProcesses(h.CgroupParent())...)
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
-		}
-		if pid := h.KeeperPID(); pid != 0 {
-			pids = append(pids, pid)
 		}
 		if len(pids) > 0 {
 			return fmt.Errorf("processes %v", pids)

@@ -23,13 +23,16 @@ type Lab struct {
 	LAN      *LAN
 	Client   *Machine // 10.99.0.100: on the same LAN, runs nothing of Sampan
 	Hosts    []*Host
+
+	daemon string
 }
 
 // Options are those of a lab. The zero value is good for tests.
 type Options struct {
 	Binaries string   // folder of the programs; empty: built once for this process
 	Dir      string   // empty: a new folder in the temporary directory
-	Args     []string // further flags of every sampand
+	Args     []string // further flags of every daemon
+	Daemon   string   // the daemon; empty: sampand. dockerd takes the same flags and is measured beside it
 	CLI      string   // the docker command; empty: "docker" in PATH, else the sampan that was built
 }
 
@@ -56,7 +59,10 @@ func NewLab(ctx context.Context, n int, o Options) (*Lab, error) {
 			cli = bin.Path("sampan")
 		}
 	}
-	l := &Lab{Name: "sampan-" + filepath.Base(dir), Dir: dir, Binaries: bin, CLI: cli}
+	l := &Lab{Name: "sampan-" + filepath.Base(dir), Dir: dir, Binaries: bin, CLI: cli, daemon: o.Daemon}
+	if l.daemon == "" {
+		l.daemon = bin.Path("sampand")
+	}
 	lan, err := NewLAN(filepath.Join(dir, "ns"), l.Name, netip.MustParsePrefix("10.99.0.0/24"))
 	if err != nil {
 		return nil, err
@@ -79,7 +85,7 @@ func (l *Lab) Add(n int, args ...string) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{Machine: m, Dir: filepath.Join(l.Dir, m.Name), lab: l, args: args}
+	h := &Host{Machine: m, Dir: filepath.Join(l.Dir, m.Name), lab: l, program: l.daemon, args: args}
 	h.Socket = filepath.Join(h.Dir, "s.sock")
 	if err := os.MkdirAll(h.Dir, 0o711); err != nil {
 		return nil, err

@@ -52,6 +52,48 @@ func CgroupProcesses(parent string) []int {
 	return pids
 }
 
+// processesIn lists the processes in the network namespace pinned at path.
+func processesIn(path string) []int {
+	var ns unix.Stat_t
+	if unix.Stat(path, &ns) != nil {
+		return nil
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	var pids []int
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		var its unix.Stat_t
+		if unix.Stat(filepath.Join("/proc", e.Name(), "ns/net"), &its) == nil && its.Ino == ns.Ino && its.Dev == ns.Dev && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// PSS is the memory of the processes in bytes, shared pages counted in proportion (smaps_rollup).
+func PSS(pids []int) int64 {
+	var sum int64
+	for _, pid := range pids {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(text)) {
+			var kib int64
+			if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kib); n == 1 {
+				sum += kib << 10
+			}
+		}
+	}
+	return sum
+}
+
 // removeCgroups removes the groups under parent, deepest first. Groups with processes stay.
 func removeCgroups(parent string) {
 	for _, root := range cgroupRoots() {

@@ -1,0 +1,226 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/engine/events"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+	"github.com/sampan-cloud/sampan/internal/engine/volume"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/network"
+	"github.com/sampan-cloud/sampan/internal/node/membership"
+	"github.com/sampan-cloud/sampan/internal/server/docker"
+)
+
+// Node is a running host.
+type Node struct {
+	cfg  Config
+	log  *slog.Logger
+	host *hostInfo
+	bus  *events.Bus
+
+	keeper     *keeper.Client
+	images     *image.Store
+	volumes    *volume.Store
+	networks   *network.Manager
+	containers *container.Manager
+	cluster    *Cluster
+	listeners  []net.Listener
+	agents     agentSlot
+
+	closers []func() error // in order of start; run backwards
+}
+
+// New builds and starts everything but the API, which Run serves. When it fails, what it had started is ended again;
+// containers of an earlier daemon go on either way.
+func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error) {
+	began := time.Now()
+	n := &Node{cfg: cfg, log: log, bus: new(events.Bus)}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.close())
+		}
+	}()
+	if err := failpoint.EnableSpec(cfg.Failpoints); err != nil {
+		return nil, err
+	}
+	release, err := lockPidFile(cfg.PidFile)
+	if err != nil {
+		return nil, err
+	}
+	n.onClose(func() error { release(); return nil })
+	for _, dir := range []string{cfg.DataRoot, cfg.ExecRoot} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("folder %s: %w: choose another with --data-root or --exec-root", dir, err)
+		}
+	}
+	id, err := hostID(cfg.DataRoot)
+	if err != nil {
+		return nil, err
+	}
+	n.host = newHostInfo(cfg, id)
+	if err := n.openStores(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.startContainers(ctx); err != nil {
+		return nil, err
+	}
+	if err := n.startMembership(ctx); err != nil {
+		return nil, err
+	}
+	if n.listeners, err = listeners(cfg); err != nil {
+		return nil, err
+	}
+	log.Info("sampand is ready", "version", cfg.Version, "host", n.host.base.Name, "listens", cfg.Hosts, "after", time.Since(began).Round(time.Millisecond))
+	return n, nil
+}
+
+// openStores opens what does not need each other, all at once.
+func (n *Node) openStores(ctx context.Context) error {
+	var wg sync.WaitGroup
+	errs := make([]error, 3)
+	wg.Go(func() {
+		n.keeper, errs[0] = keeper.Ensure(ctx, keeper.Config{Binary: n.cfg.Keeper, ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
+			Debug: n.cfg.Debug, Failpoints: n.cfg.Failpoints, Logger: n.log})
+	})
+	wg.Go(func() {
+		n.images, errs[1] = image.Open(image.Config{Root: filepath.Join(n.cfg.DataRoot, "image"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "image"),
+			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, Logger: n.log})
+	})
+	wg.Go(func() { n.volumes, errs[2] = volume.Open(filepath.Join(n.cfg.DataRoot, "volumes")) })
+	wg.Wait()
+	if n.keeper != nil {
+		n.onClose(n.keeper.Close)
+	}
+	if n.images != nil {
+		n.onClose(n.images.Close)
+	}
+	return errors.Join(errs...)
+}
+
+// startContainers brings up the networks and the engine and takes over the containers that run.
+func (n *Node) startContainers(ctx context.Context) error {
+	pools := make([]network.Pool, 0, len(n.cfg.Pools))
+	for _, p := range n.cfg.Pools {
+		pools = append(pools, network.Pool(p))
+	}
+	var err error
+	bridge := network.BridgeConfig{MTU: n.cfg.MTU}
+	bridge.BIP, _ = netip.ParsePrefix(n.cfg.BIP) // Validate has looked at both; unset is invalid, which means any
+	bridge.FixedCIDR, _ = netip.ParsePrefix(n.cfg.FixedCIDR)
+	n.networks, err = network.New(network.Config{DataRoot: n.cfg.DataRoot, ExecRoot: n.cfg.ExecRoot, Names: n.keeper, Pools: pools,
+		Bridge: bridge, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.onClose(n.networks.Close)
+	adapter := &sandboxes{networks: n.networks, attach: n.agents.attach, detach: n.agents.detach}
+	n.containers, err = container.New(container.Config{
+		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
+		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
+		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus,
+	})
+	if err != nil {
+		return err
+	}
+	n.onClose(n.containers.Close)
+	adapter.get = n.containers.Get
+	if err := n.containers.Restore(ctx); err != nil {
+		return err
+	}
+	var alive []string
+	for _, c := range n.containers.List() {
+		if c.State.Running || c.State.Paused || c.State.Restarting {
+			alive = append(alive, c.ID)
+		}
+	}
+	n.networks.Keep(alive)
+	return nil
+}
+
+// startMembership takes up the host's part in its cluster, if it has one. It waits for no other host.
+func (n *Node) startMembership(ctx context.Context) error {
+	var err error
+	n.cluster, err = NewCluster(membership.Config{DataRoot: n.cfg.DataRoot, Hostname: n.host.base.Name, Logger: n.log, OwnSubnets: n.ownSubnets,
+		Hooks: membership.Hooks{NodeStarted: n.startAgent, Left: n.left}}, n.startManager)
+	if err != nil {
+		return err
+	}
+	if err := n.cluster.Start(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	n.onClose(func() error { n.cluster.Stop(); return nil })
+	return nil
+}
+
+// Run serves the API until ctx ends, then ends everything but the containers.
+func (n *Node) Run(ctx context.Context) error {
+	handler := docker.New(docker.Config{Containers: n.containers, Images: n.images, Volumes: n.volumes, Networks: n.networks,
+		Events: n.bus, Swarm: n.cluster, Host: n.host, Registry: n.images, Logger: n.log})
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
+	failed := make(chan error, len(n.listeners))
+	for _, l := range n.listeners {
+		go func() { failed <- server.Serve(l) }()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		n.log.Info("sampand ends; containers go on")
+	case err = <-failed:
+	}
+	deadline, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	if server.Shutdown(deadline) != nil {
+		_ = server.Close() // follows, attaches and event streams end with the daemon
+	}
+	return errors.Join(err, n.close())
+}
+
+func (n *Node) onClose(f func() error) { n.closers = append(n.closers, f) }
+
+func (n *Node) close() error {
+	var errs []error
+	for i := len(n.closers) - 1; i >= 0; i-- {
+		errs = append(errs, n.closers[i]())
+	}
+	n.closers = nil
+	return errors.Join(errs...)
+}
+
+// ownSubnets are the subnets of this host's own bridges.
+func (n *Node) ownSubnets() []netip.Prefix {
+	var all []netip.Prefix
+	for _, net := range n.networks.List() {
+		if net.Scope == network.ScopeLocal {
+			for _, s := range net.Subnets {
+				all = append(all, s.Subnet)
+			}
+		}
+	}
+	return all
+}
+
+// hostID is the host's own random ID, made at the first start.
+func hostID(dataRoot string) (string, error) {
+	path := filepath.Join(dataRoot, "host-id")
+	text, err := os.ReadFile(path)
+	if id := strings.TrimSpace(string(text)); err == nil && id != "" {
+		return id, nil
+	}
+	id := cloud.NewID()
+	return id, os.WriteFile(path, []byte(id+"\n"), 0o644)
+}
