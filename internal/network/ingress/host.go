@@ -1,0 +1,542 @@
+// Package ingress makes published ports answer on every node, and lets them see their clients' addresses.
+//
+// On the host (Host) a published port is translated to the address that a ready member, here or on another host, has on
+// the ingress network, which the host's namespace is joined to by a leg of its own. The source stays as it is. In the
+// member's sandbox (Sandbox) a connection that comes in by the ingress network is marked with the number of the node
+// whose leg it came from, known by the hardware address, and what belongs to a marked connection is routed back through
+// that leg, where the translation is taken back. Only what a member could not answer (from the host itself, or from
+// addresses that exist on each host alike) gets the leg's address as its source.
+//
+// All of it is nftables in tables of the package's own, and policy routing; it outlives the process and is found again.
+package ingress
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/network/lb"
+	"github.com/sampan-cloud/sampan/internal/sys/netns"
+	"github.com/sampan-cloud/sampan/internal/sys/nft"
+)
+
+// TableName is the table's name, on the host and in sandboxes.
+const TableName = "sampan_ingress"
+
+// LegName is the interface that joins the host's namespace to the ingress network.
+const LegName = "sampan_ingress"
+
+// Endpoint is a published port: what a client connects to, on whichever node.
+type Endpoint struct {
+	Protocol cloud.Protocol
+	Port     uint16
+}
+
+func (e Endpoint) String() string { return strconv.Itoa(int(e.Port)) + "/" + string(e.Protocol) }
+
+// Port is a published port as it should be. Ports are never changed: one that is different is another one.
+type Port struct {
+	Endpoint
+	Target   uint16       // of the members
+	Members  []netip.Addr // on the ingress network: who gets new connections; without any they are refused
+	Draining []netip.Addr // who keeps the connections he has
+}
+
+// HostConfig is what the host's side should be.
+type HostConfig struct {
+	Leg     netip.Prefix   // the leg's address on the ingress network, and its subnet
+	Private []netip.Prefix // subnets that other hosts may have too: clients from there appear as the leg
+	Ports   []*Port        // one of each Endpoint
+}
+
+// Host is the host's side. It is safe for concurrent use.
+type Host struct {
+	log *slog.Logger
+
+	mu      sync.Mutex
+	known   map[Endpoint]*frontend // nil: to be read
+	private []netip.Prefix
+	leg     netip.Prefix
+	claims  map[Endpoint]io.Closer
+	refused map[Endpoint]error // ports that another program has
+}
+
+// frontend is a port as it is in the kernel.
+type frontend struct {
+	port  *Port // nil after a restart
+	slots []netip.AddrPort
+}
+
+// NewHost returns the side of the namespace that the process is in. It touches nothing.
+func NewHost(log *slog.Logger) *Host {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Host{log: log, claims: map[Endpoint]io.Closer{}, refused: map[Endpoint]error{}}
+}
+
+var (
+	table    = nft.Table{Family: nft.INet, Name: TableName}
+	key      = []nft.Field{nft.L4Proto, nft.DstPort}
+	ports    = nft.Map{Name: "ports", Key: key}
+	services = nft.Map{Name: "services", Key: key, Verdicts: true}
+	backends = nft.Map{Name: "backends", Key: append(slices.Clone(key), nft.RoundRobin(1)), Value: []nft.Field{nft.DstIP4, nft.DstPort}}
+)
+
+func proto(p cloud.Protocol) nft.Proto {
+	switch p {
+	case cloud.UDP:
+		return nft.UDP
+	case cloud.SCTP:
+		return nft.SCTP
+	}
+	return nft.TCP
+}
+
+func (e Endpoint) key() []any    { return []any{proto(e.Protocol), nft.Port(e.Port)} }
+func (e Endpoint) chain() string { return fmt.Sprintf("port_%s_%d", e.Protocol, e.Port) }
+
+func (e Endpoint) elements(slots []netip.AddrPort, first int, values bool) []nft.Element {
+	out := make([]nft.Element, len(slots))
+	for i, s := range slots {
+		out[i].Key = append(e.key(), nft.Index(uint32(first+i)))
+		if values {
+			out[i].Value = []any{s.Addr(), nft.Port(s.Port())}
+		}
+	}
+	return out
+}
+
+func pick(e Endpoint, n int) nft.Chain {
+	return nft.Chain{Name: e.chain(), Rules: []nft.Rule{
+		nft.DNATMap(false, backends.Name, append(slices.Clone(key), nft.RoundRobin(uint32(n)))...)}}
+}
+
+// srcLocal matches packets that the host itself sends.
+func srcLocal() nft.Rule {
+	return nft.Rule{
+		&expr.Fib{Register: unix.NFT_REG_1, FlagSADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, Data: nativeBytes(nft.TypeLocal)}}
+}
+
+// base is the table without ports.
+func base(cfg HostConfig) nft.Content {
+	in, out := nft.Is(nft.IIfName, LegName), nft.Is(nft.OIfName, LegName)
+	fresh, running := nft.AnyBit(nft.CTState, nft.StateNew), nft.AnyBit(nft.CTState, nft.StateEstablished|nft.StateRelated)
+	dispatch := []nft.Rule{nft.Join(nft.IPv4(), nft.Is(nft.DstType, nft.TypeLocal), nft.VerdictMap(services.Name, key...))}
+	return nft.Content{Maps: []nft.Map{ports, services, backends}, Chains: []nft.Chain{
+		{Name: "prerouting", Type: nft.TypeNAT, Hook: nft.Prerouting, Priority: nft.PriorityDNAT, Rules: dispatch},
+		{Name: "output", Type: nft.TypeNAT, Hook: nft.Output, Priority: nft.PriorityDNAT, Rules: dispatch},
+		postrouting(cfg),
+		// The leg may carry 127.0.0.1 (for the host's own clients), so nobody on the network may pretend to.
+		{Name: "martian", Type: nft.TypeFilter, Hook: nft.Prerouting, Priority: nft.PriorityRaw, Rules: []nft.Rule{
+			nft.Join(in, nft.IPv4(), nft.In(nft.DstIP4, loopback), nft.Drop()),
+			nft.Join(in, nft.IPv4(), nft.In(nft.SrcIP4, loopback), nft.Drop()),
+		}},
+		// Through the leg goes what was published and its answers, nothing else: neither from outside to members'
+		// other ports, nor from members to the host's networks.
+		{Name: "forward", Type: nft.TypeFilter, Hook: nft.Forward, Priority: nft.PriorityFilter, Rules: []nft.Rule{
+			nft.Join(out, nft.AnyBit(nft.CTStatus, nft.StatusDNAT), nft.Return()),
+			nft.Join(out, running, nft.Return()),
+			nft.Join(out, nft.Drop()),
+			nft.Join(in, running, nft.Return()),
+			nft.Join(in, nft.Drop()),
+		}},
+		{Name: "input", Type: nft.TypeFilter, Hook: nft.Input, Priority: nft.PriorityFilter, Rules: []nft.Rule{
+			// A published port that was not translated has no ready member.
+			nft.Join(nft.IPv4(), fresh, nft.Is(nft.L4Proto, nft.TCP), nft.InSet(ports.Name, key...), nft.Rule{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
+			nft.Join(nft.IPv4(), fresh, nft.InSet(ports.Name, key...), nft.Reject()),
+			nft.Join(in, nft.Is(nft.L4Proto, nft.ICMP), nft.Return()),
+			nft.Join(in, fresh, nft.Drop()),
+		}},
+	}}
+}
+
+var loopback = netip.MustParsePrefix("127.0.0.0/8")
+
+// postrouting gives the leg's address to clients that a member could not answer: the host itself, members, and those
+// whose addresses other hosts have too.
+func postrouting(cfg HostConfig) nft.Chain {
+	out := nft.Join(nft.IPv4(), nft.Is(nft.OIfName, LegName))
+	rules := []nft.Rule{nft.Join(out, srcLocal(), nft.Masquerade())}
+	for _, p := range append([]netip.Prefix{cfg.Leg.Masked()}, cfg.Private...) {
+		if p.Addr().Is4() {
+			rules = append(rules, nft.Join(out, nft.In(nft.SrcIP4, p), nft.Masquerade()))
+		}
+	}
+	return nft.Chain{Name: "postrouting", Type: nft.TypeNAT, Hook: nft.Postrouting, Priority: nft.PrioritySNAT, Rules: rules}
+}
+
+// Set makes the host's side as cfg says. The leg's interface must be there. Ports that another program of the host
+// listens on are left to it, logged, and listed by Conflicts.
+func (h *Host) Set(_ context.Context, cfg HostConfig) error {
+	if !cfg.Leg.IsValid() || !cfg.Leg.Addr().Is4() {
+		return fault.New(fault.InvalidArgument, "published ports: the host has no IPv4 address on the ingress network")
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	conn := nft.Open(ns.FD())
+	restarted := false
+	if h.known == nil {
+		if h.known, err = read(ns, conn); err != nil {
+			return fmt.Errorf("published ports: %w", err)
+		}
+		restarted = true
+	}
+	if err := h.prepare(cfg); err != nil {
+		return err
+	}
+	want := map[Endpoint]*Port{}
+	for _, p := range cfg.Ports {
+		want[p.Endpoint] = p
+	}
+	h.claim(want)
+	lost, err := h.change(conn, cfg, want, restarted)
+	if err != nil {
+		h.known = nil
+		return fmt.Errorf("published ports: %w", err)
+	}
+	if restarted {
+		lost = want
+	}
+	if err := sweep(ns, cfg.Leg, lost); err != nil {
+		h.known = nil
+		return fmt.Errorf("published ports: %w", err)
+	}
+	return nil
+}
+
+// prepare sets what the leg needs, once for each leg: forwarding, and answers to 127.0.0.1.
+func (h *Host) prepare(cfg HostConfig) error {
+	if h.leg == cfg.Leg {
+		return nil
+	}
+	for _, s := range [][2]string{
+		{"net.ipv4.ip_forward", "1"},
+		{"net.ipv4.conf." + LegName + ".route_localnet", "1"},
+		{"net.ipv4.conf." + LegName + ".arp_ignore", "1"},
+		{"net.ipv4.conf." + LegName + ".arp_announce", "2"},
+	} {
+		if got, err := netns.ReadSysctl(s[0]); err == nil && got == s[1] {
+			continue
+		}
+		if err := netns.WriteSysctl(s[0], s[1]); err != nil {
+			return fmt.Errorf("published ports: %w", err)
+		}
+	}
+	return nil
+}
+
+// claim takes the ports from other programs, and takes out of want what they have.
+func (h *Host) claim(want map[Endpoint]*Port) {
+	for e, c := range h.claims {
+		if want[e] == nil {
+			_ = c.Close()
+			delete(h.claims, e)
+		}
+	}
+	for e := range h.refused {
+		if want[e] == nil {
+			delete(h.refused, e)
+		}
+	}
+	for e := range want {
+		if h.claims[e] != nil {
+			continue
+		}
+		c, err := listen(e)
+		if err == nil {
+			h.claims[e] = c
+			delete(h.refused, e)
+			continue
+		}
+		if h.known[e] != nil {
+			// It was ours while no daemon held it: whoever listens now has never had a packet from outside.
+			h.log.Warn("another program listens on a published port; the port stays the service's", "port", e, "error", err)
+			continue
+		}
+		if h.refused[e] == nil {
+			h.log.Error("port cannot be published on this host: another program listens on it", "port", e, "error", err)
+		}
+		h.refused[e] = fault.New(fault.AlreadyExists, "port %s is in use by another program of this host: %w", e, err)
+		delete(want, e)
+	}
+}
+
+// Conflicts are the published ports that this host does not serve, with the reasons.
+func (h *Host) Conflicts() map[Endpoint]error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make(map[Endpoint]error, len(h.refused))
+	for e, err := range h.refused {
+		out[e] = err
+	}
+	return out
+}
+
+func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, restarted bool) (lost map[Endpoint]*Port, err error) {
+	next := make(map[Endpoint]*frontend, len(want))
+	lost = map[Endpoint]*Port{}
+	changed := false
+	err = conn.Do(func(tx *nft.Tx) error {
+		switch {
+		case len(h.known) == 0 && (restarted || h.leg != cfg.Leg):
+			tx.Replace(table, base(cfg))
+			changed = true
+		case restarted || h.leg != cfg.Leg || !slices.Equal(h.private, cfg.Private):
+			tx.SetChain(table, postrouting(cfg))
+			changed = true
+		}
+		for e, old := range h.known {
+			if want[e] == nil {
+				drop(tx, e, old)
+				lost[e] = &Port{Endpoint: e}
+				changed = true
+			}
+		}
+		for e, p := range want {
+			old := h.known[e]
+			if old != nil && old.port == p {
+				next[e] = old
+				continue
+			}
+			var was []netip.AddrPort
+			if old != nil {
+				was = old.slots
+			}
+			members := make([]netip.AddrPort, 0, len(p.Members))
+			for _, m := range p.Members {
+				members = append(members, netip.AddrPortFrom(m, p.Target))
+			}
+			f := &frontend{port: p, slots: lb.Fill(was, members, 0)}
+			changed = replace(tx, e, old, f) || changed
+			next[e] = f
+			if old != nil && loses(old, p) {
+				lost[e] = p
+			}
+		}
+		if !changed {
+			return errUnchanged
+		}
+		return failpoint.Hit("network/ingress.change.commit")
+	})
+	if err != nil && !errors.Is(err, errUnchanged) {
+		return nil, err
+	}
+	h.known, h.leg, h.private = next, cfg.Leg, slices.Clone(cfg.Private)
+	return lost, nil
+}
+
+var errUnchanged = errors.New("nothing to change")
+
+func loses(old *frontend, p *Port) bool {
+	for _, s := range old.slots {
+		if !slices.Contains(p.Members, s.Addr()) {
+			return true
+		}
+	}
+	if old.port != nil {
+		for _, m := range old.port.Draining {
+			if !slices.Contains(p.Members, m) && !slices.Contains(p.Draining, m) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func drop(tx *nft.Tx, e Endpoint, old *frontend) {
+	element := []nft.Element{{Key: e.key()}}
+	tx.Take(table, ports, element)
+	if len(old.slots) > 0 {
+		tx.Take(table, services, element)
+		tx.Take(table, backends, e.elements(old.slots, 0, false))
+		tx.DeleteChain(table, e.chain())
+	}
+}
+
+// replace changes one port and reports whether there was anything to change.
+func replace(tx *nft.Tx, e Endpoint, old, next *frontend) (changed bool) {
+	var was []netip.AddrPort
+	if old == nil {
+		tx.Put(table, ports, []nft.Element{{Key: e.key()}})
+		changed = true
+	} else {
+		was = old.slots
+	}
+	if slices.Equal(was, next.slots) {
+		return changed
+	}
+	for i := range min(len(was), len(next.slots)) {
+		if was[i] != next.slots[i] {
+			tx.Take(table, backends, e.elements(was[i:i+1], i, false))
+			tx.Put(table, backends, e.elements(next.slots[i:i+1], i, true))
+		}
+	}
+	n := len(next.slots)
+	if n > len(was) {
+		tx.Put(table, backends, e.elements(next.slots[len(was):], len(was), true))
+	}
+	switch {
+	case n == len(was):
+	case n == 0:
+		tx.Take(table, services, []nft.Element{{Key: e.key()}})
+		tx.DeleteChain(table, e.chain())
+	default:
+		tx.SetChain(table, pick(e, n))
+		if len(was) == 0 {
+			tx.Put(table, services, []nft.Element{{Key: e.key(), Do: nft.Goto(e.chain())}})
+		}
+	}
+	if n < len(was) {
+		tx.Take(table, backends, e.elements(was[n:], n, false))
+	}
+	return true
+}
+
+// read learns from the kernel what an earlier process made; nothing if it is not as this program writes it.
+func read(ns *netns.NS, conn *nft.Conn) (map[Endpoint]*frontend, error) {
+	known := map[Endpoint]*frontend{}
+	tables, err := conn.Tables(nft.INet)
+	if err != nil || !slices.Contains(tables, TableName) {
+		return known, err
+	}
+	lib, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	published, err := lib.GetSetElements(&nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}, Name: ports.Name})
+	if err != nil {
+		return nil, fmt.Errorf("read published ports: %w", err)
+	}
+	for _, e := range published {
+		if ep, ok := endpointOf(e.Key); ok {
+			known[ep] = &frontend{}
+		}
+	}
+	members, err := lib.GetSetElements(&nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}, Name: backends.Name, IsMap: true})
+	if err != nil {
+		return nil, fmt.Errorf("read members: %w", err)
+	}
+	if !decode(known, members) {
+		return map[Endpoint]*frontend{}, nil
+	}
+	return known, nil
+}
+
+// endpointOf reads a key: protocol and port, each filled up to four bytes.
+func endpointOf(b []byte) (Endpoint, bool) {
+	if len(b) < 8 {
+		return Endpoint{}, false
+	}
+	for _, p := range []cloud.Protocol{cloud.TCP, cloud.UDP, cloud.SCTP} {
+		if b[0] == byte(proto(p)) {
+			return Endpoint{p, uint16(b[4])<<8 | uint16(b[5])}, true
+		}
+	}
+	return Endpoint{}, false
+}
+
+func decode(known map[Endpoint]*frontend, elements []nftables.SetElement) bool {
+	slots := map[Endpoint]map[uint32]netip.AddrPort{}
+	for _, e := range elements {
+		ep, ok := endpointOf(e.Key)
+		if !ok || known[ep] == nil || len(e.Key) < 12 || len(e.Val) < 6 {
+			return false
+		}
+		addr, _ := netip.AddrFromSlice(e.Val[:4])
+		if slots[ep] == nil {
+			slots[ep] = map[uint32]netip.AddrPort{}
+		}
+		slots[ep][nativeUint32(e.Key[8:12])] = netip.AddrPortFrom(addr, uint16(e.Val[4])<<8|uint16(e.Val[5]))
+	}
+	for ep, members := range slots {
+		for i := range len(members) {
+			m, ok := members[uint32(i)]
+			if !ok {
+				return false
+			}
+			known[ep].slots = append(known[ep].slots, m)
+		}
+	}
+	return true
+}
+
+// sweep forgets connections from published ports to members that are gone.
+func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port) error {
+	if len(lost) == 0 {
+		return nil
+	}
+	protocols := map[uint8]cloud.Protocol{unix.IPPROTO_TCP: cloud.TCP, unix.IPPROTO_UDP: cloud.UDP, unix.IPPROTO_SCTP: cloud.SCTP}
+	return lb.Forget(ns, func(f *netlink.ConntrackFlow) bool {
+		p := lost[Endpoint{protocols[f.Forward.Protocol], f.Forward.DstPort}]
+		if p == nil {
+			return false
+		}
+		member, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
+		to, _ := netip.AddrFromSlice(f.Forward.DstIP)
+		if member = member.Unmap(); member == to.Unmap() || !leg.Contains(member) {
+			return false // not translated by us
+		}
+		return lb.Stale(f, member, p.Members, p.Draining)
+	})
+}
+
+// Remove takes the host's side away. The leg's interface is its maker's.
+func (h *Host) Remove() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ns, err := netns.Current()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ns.Close() }()
+	conn := nft.Open(ns.FD())
+	tables, err := conn.Tables(nft.INet)
+	if err != nil {
+		return err
+	}
+	if slices.Contains(tables, TableName) {
+		if err := conn.Do(func(tx *nft.Tx) error { tx.Delete(table); return nil }); err != nil {
+			return fmt.Errorf("published ports: %w", err)
+		}
+	}
+	h.release()
+	h.known, h.leg = nil, netip.Prefix{}
+	return nil
+}
+
+func (h *Host) release() {
+	for _, c := range h.claims {
+		_ = c.Close()
+	}
+	clear(h.claims)
+	clear(h.refused)
+}
+
+// Close gives the claimed ports back; what is in the kernel stays and goes on.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.release()
+	return nil
+}
