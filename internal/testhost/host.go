@@ -25,8 +25,8 @@ type Host struct {
 	// program is sampand, or the daemon of a peer that takes the same flags.
 	program string
 	args    []string
-	daemon *exec.Cmd
-	exited chan struct{} // closed when daemon has been waited for
+	daemon  *exec.Cmd
+	exited  chan struct{} // closed when daemon has been waited for
 }
 
 // DataRoot is the daemon's --data-root, ExecRoot its --exec-root.
