@@ -1,0 +1,190 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/testhost"
+)
+
+// measure is one figure. setup makes what every sample of one engine shares (its lab), sample takes one value.
+type measure struct {
+	name, unit string
+	goal       string // of the ratio, or of the value
+	hosts      int
+	cluster    bool // the hosts are one cluster when sample is called
+	fresh      bool // a new lab for each sample, daemons not started
+	samples    int  // 0: as many as asked for
+	higher     bool // more is better
+	sample     func(ctx context.Context, l *lab) (float64, error)
+}
+
+// lab is one engine's hosts.
+type lab struct {
+	*testhost.Lab
+	engine engine
+	tool   string // the program of the image, on this machine
+	round  int
+}
+
+func (l *lab) first() *testhost.Host { return l.Hosts[0] }
+
+type row struct {
+	measure
+	values map[string][]float64
+}
+
+type bench struct {
+	engines []engine
+	runs    int
+	tool    string
+	peer    string
+	rows    []row
+}
+
+// measure takes samples of every engine in turn: A B A B …, so that a machine that changes its speed changes both.
+func (b *bench) measure(ctx context.Context, m measure) (r row, err error) {
+	r = row{measure: m, values: map[string][]float64{}}
+	runs := b.runs
+	if m.samples > 0 {
+		runs = min(runs, m.samples)
+	}
+	labs := make([]*lab, len(b.engines))
+	defer func() {
+		for _, l := range labs {
+			if l != nil {
+				err = errors.Join(err, l.Close(ctx))
+			}
+		}
+	}()
+	for round := range runs {
+		for i, e := range b.engines {
+			if err := ctx.Err(); err != nil {
+				return r, err
+			}
+			if labs[i] != nil && m.fresh {
+				err := labs[i].Close(ctx)
+				labs[i] = nil
+				if err != nil {
+					return r, err
+				}
+			}
+			if labs[i] == nil {
+				if labs[i], err = b.newLab(ctx, e, m); err != nil {
+					return r, fmt.Errorf("%s: %w", e.name, err)
+				}
+			}
+			labs[i].round = round
+			v, err := m.sample(ctx, labs[i])
+			if err != nil {
+				return r, fmt.Errorf("%s: %w\n%s", e.name, err, labs[i].first().LogTail(10))
+			}
+			r.values[e.name] = append(r.values[e.name], v)
+		}
+	}
+	return r, nil
+}
+
+func (b *bench) newLab(ctx context.Context, e engine, m measure) (*lab, error) {
+	tl, err := testhost.NewLab(ctx, m.hosts, e.options)
+	if err != nil {
+		return nil, err
+	}
+	l := &lab{Lab: tl, engine: e, tool: b.tool}
+	if m.fresh {
+		return l, nil
+	}
+	if err := l.up(ctx); err != nil {
+		return nil, errors.Join(err, l.Close(ctx))
+	}
+	if m.cluster {
+		if err := l.Swarm(ctx, 1); err != nil {
+			return nil, errors.Join(err, l.Close(ctx))
+		}
+	}
+	return l, nil
+}
+
+// up starts the daemons and gives each host the image.
+func (l *lab) up(ctx context.Context) error {
+	if err := l.StartAll(ctx); err != nil {
+		return err
+	}
+	return l.Each(func(h *testhost.Host) error {
+		_, err := h.DockerInput(ctx, l.engine.archive, "load")
+		return err
+	})
+}
+
+func median(v []float64) float64 {
+	if len(v) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(v))
+	if n := len(s); n%2 == 0 {
+		return (s[n/2-1] + s[n/2]) / 2
+	}
+	return s[len(s)/2]
+}
+
+// ratio is the median of the pairs' ratios.
+func (r row) ratio() (float64, bool) {
+	a, b := r.values["sampan"], r.values["docker"]
+	if len(b) == 0 {
+		return 0, false
+	}
+	ratios := make([]float64, len(a))
+	for i := range a {
+		ratios[i] = a[i] / b[i]
+	}
+	return median(ratios), true
+}
+
+// String is the row of the Markdown table.
+func (r row) String() string {
+	peer, ratio := "–", "–"
+	if v, ok := r.ratio(); ok {
+		peer = fmt.Sprintf("%.4g %s", median(r.values["docker"]), r.unit)
+		ratio = fmt.Sprintf("%.2f", v)
+	}
+	return fmt.Sprintf("| %s | %.4g %s | %s | %s | %s | %d |", r.name, median(r.values["sampan"]), r.unit, peer, ratio, r.goal, len(r.values["sampan"]))
+}
+
+func (b *bench) report() string {
+	var u unix.Utsname
+	_ = unix.Uname(&u)
+	var s unix.Sysinfo_t
+	_ = unix.Sysinfo(&s)
+	peer := b.peer
+	if peer == "" {
+		peer = "not installed"
+	}
+	var t strings.Builder
+	fmt.Fprintf(&t, `# Performance
+
+Written by `+"`make bench`"+`, which measures Sampan and docker.io's dockerd in turn (A B A B …) in one run, through the same
+docker command, each in hosts of its own (network namespaces). Values are medians; the ratio is the median of the pairs'
+ratios, Sampan to Docker. What is smaller is better, unless the name says otherwise.
+
+Machine: %d cores, %d GiB, Linux %s, %s. Peer: %s. Date: %s.
+
+| what | Sampan | Docker | ratio | goal | pairs |
+|---|---|---|---|---|---|
+`, runtime.NumCPU(), uint64(s.Totalram)*uint64(s.Unit)>>30, unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, peer, time.Now().UTC().Format(time.DateOnly))
+	for _, r := range b.rows {
+		fmt.Fprintln(&t, r)
+	}
+	if notes, err := os.ReadFile("docs/performance-notes.md"); err == nil {
+		t.WriteString("\n")
+		t.Write(notes)
+	}
+	return t.String()
+}
