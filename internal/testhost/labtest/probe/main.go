@@ -1,0 +1,191 @@
+// Probe is the program of the test image. As /bin/sh it takes "-c VERB …", so that health commands and `docker exec`
+// work in an image without a shell.
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+func main() {
+	args := os.Args[1:]
+	if len(args) > 1 && args[0] == "-c" {
+		args = strings.Fields(args[1])
+		if len(args) > 0 && args[0] == "/probe" {
+			args = args[1:]
+		}
+	}
+	if len(args) == 0 {
+		args = []string{"serve"}
+	}
+	if err := run(args[0], args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "probe:", err)
+		os.Exit(1)
+	}
+}
+
+func run(verb string, args []string) error {
+	switch verb {
+	case "true":
+		return nil
+	case "false":
+		os.Exit(1)
+	case "exit":
+		code, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		os.Exit(code)
+	case "sleep":
+		stop := make(chan os.Signal, 1)
+		signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
+		<-stop
+	case "echo":
+		fmt.Println(strings.Join(args, " "))
+	case "err":
+		fmt.Fprintln(os.Stderr, strings.Join(args, " "))
+	case "env":
+		env := os.Environ()
+		slices.Sort(env)
+		fmt.Println(strings.Join(env, "\n"))
+	case "cat":
+		if len(args) == 0 {
+			_, err := io.Copy(os.Stdout, os.Stdin)
+			return err
+		}
+		for _, path := range args {
+			text, err := os.ReadFile(path)
+			if err != nil {
+				return err
+			}
+			os.Stdout.Write(text)
+		}
+	case "write":
+		return os.WriteFile(args[0], []byte(strings.Join(args[1:], " ")+"\n"), 0o644)
+	case "ls":
+		entries, err := os.ReadDir(args[0])
+		if err != nil {
+			return err
+		}
+		for _, e := range entries {
+			fmt.Println(e.Name())
+		}
+	case "id":
+		host, _ := os.Hostname()
+		wd, _ := os.Getwd()
+		fmt.Println(os.Getuid(), os.Getgid(), host, wd)
+	case "lookup":
+		addrs, err := net.LookupHost(args[0])
+		if err != nil {
+			return err
+		}
+		slices.Sort(addrs)
+		fmt.Println(strings.Join(addrs, "\n"))
+	case "get":
+		return get(args[0])
+	case "count": // count N: N numbered lines
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		w := bufio.NewWriter(os.Stdout)
+		for i := range n {
+			fmt.Fprintf(w, "line %d\n", i)
+		}
+		return w.Flush()
+	case "tick": // a numbered line every 10 ms until SIGTERM, then its number again and exit code 7
+		return tick()
+	case "serve":
+		return serve(args)
+	case "fail-after": // serve for a while, then exit 1
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			return err
+		}
+		go func() { <-time.After(d); os.Exit(1) }()
+		return serve(nil)
+	default:
+		return fmt.Errorf("unknown verb %q", verb)
+	}
+	return nil
+}
+
+func get(url string) error {
+	client := &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Get(url)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, _ = io.Copy(os.Stdout, resp.Body)
+	fmt.Println()
+	if resp.StatusCode >= 300 {
+		return fmt.Errorf("%s", resp.Status)
+	}
+	return nil
+}
+
+func tick() error {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	t := time.NewTicker(10 * time.Millisecond)
+	for i := 0; ; i++ {
+		fmt.Println("tick", i)
+		select {
+		case <-t.C:
+		case <-stop:
+			fmt.Println("last", i)
+			os.Exit(7)
+		}
+	}
+}
+
+// serve answers on :8080 over TCP (HTTP: "HOSTNAME VERSION CLIENT") and on :8081 over UDP (the host name), until SIGTERM;
+// requests under way are finished.
+func serve(args []string) error {
+	host, _ := os.Hostname()
+	version := strings.Join(args, " ")
+	if pc, err := net.ListenPacket("udp", ":8081"); err == nil {
+		go func() {
+			buf := make([]byte, 2048)
+			for {
+				_, from, err := pc.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = pc.WriteTo([]byte(host), from)
+			}
+		}()
+	}
+	server := &http.Server{Addr: ":8080", Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		client, _, _ := net.SplitHostPort(r.RemoteAddr)
+		fmt.Fprintf(w, "%s %s %s", host, version, client)
+	})}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	done := make(chan struct{})
+	go func() {
+		<-stop
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = server.Shutdown(ctx)
+		close(done)
+	}()
+	fmt.Println("serving", host, version)
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		return err
+	}
+	<-done
+	return nil
+}
