@@ -13,8 +13,6 @@ type Service struct {
 	SpecVersion  uint64        `json:"specVersion"`            // rises by one with each change of Spec; tasks carry it
 	Endpoint     Endpoint      `json:"endpoint"`
 	Update       *UpdateStatus `json:"update,omitempty"`
-	// IdempotencyKey is that of the request that made the service: the same request again returns this service.
-	IdempotencyKey string `json:"idempotencyKey,omitempty"`
 }
 
 // ServiceSpec is what a user asks for.

@@ -1,9 +1,17 @@
+// Package orchestrator keeps as many tasks of each service as its specification asks for, and of the right kind: it makes
+// tasks, replaces those that ended or lost their node, rolls changes of the specification over them, and forgets the old
+// ones. It places nothing and gives no addresses.
+//
+// What is to be done for a service follows from its stored state and the time alone (planService), so a leader that dies
+// in the middle of an update is followed by one that goes on from there.
 package orchestrator
 
 import (
 	"context"
 	"log/slog"
+	"time"
 
+	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
 
@@ -14,7 +22,195 @@ type Orchestrator struct {
 }
 
 // New returns the loop over a store.
-func New(store state.Store, logger *slog.Logger) *Orchestrator { return &Orchestrator{store: store, logger: logger} }
+func New(store state.Store, logger *slog.Logger) *Orchestrator {
+	return &Orchestrator{store: store, logger: logger}
+}
+
+// settle is how long the loop waits for more changes after the first, so that a burst is planned once.
+const settle = 2 * time.Millisecond
+
+// retry is how soon a service is looked at again after the store refused a change.
+const retry = 200 * time.Millisecond
 
 // Run works until ctx ends.
-func (l *Orchestrator) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (o *Orchestrator) Run(ctx context.Context) error {
+	dirty := map[string]bool{} // service IDs, also of services that are gone
+	events := o.store.Watch(ctx, func(tx state.Tx) { markAll(tx, dirty) },
+		cloud.KindService, cloud.KindTask, cloud.KindNode, cloud.KindCluster)
+	wakes := map[string]time.Time{}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case e, ok := <-events:
+			if !ok {
+				return nil
+			}
+			o.mark(e, dirty)
+			drain(ctx, events, settle, func(e state.Event) { o.mark(e, dirty) })
+		case <-timer.C:
+		}
+		now := time.Now()
+		for id, at := range wakes {
+			if !at.After(now) {
+				dirty[id] = true
+			}
+		}
+		for id := range dirty {
+			delete(dirty, id)
+			delete(wakes, id)
+			if at := o.reconcile(ctx, id); !at.IsZero() {
+				wakes[id] = at
+			}
+		}
+		next := now.Add(time.Hour)
+		for _, at := range wakes {
+			if at.Before(next) {
+				next = at
+			}
+		}
+		timer.Reset(time.Until(next))
+	}
+}
+
+// drain takes what else arrives within d.
+func drain(ctx context.Context, events <-chan state.Event, d time.Duration, take func(state.Event)) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			take(e)
+		case <-t.C:
+			return
+		}
+	}
+}
+
+func markAll(tx state.Tx, dirty map[string]bool) {
+	for _, s := range state.List[*cloud.Service](tx, state.By{}) {
+		dirty[s.ID] = true
+	}
+	for _, t := range state.List[*cloud.Task](tx, state.By{}) {
+		dirty[t.ServiceID] = true
+	}
+}
+
+func (o *Orchestrator) mark(e state.Event, dirty map[string]bool) {
+	switch e.Kind {
+	case cloud.KindService:
+		dirty[e.ID] = true
+	case cloud.KindTask:
+		t, ok := e.Object.(*cloud.Task)
+		if !ok {
+			t, ok = e.Removed.(*cloud.Task)
+		}
+		if ok {
+			dirty[t.ServiceID] = true
+		}
+	default: // nodes and the cluster's settings change rarely and may concern every service
+		o.store.View(func(tx state.Tx) { markAll(tx, dirty) })
+	}
+}
+
+// reconcile brings one service nearer to its specification and returns when to look again, the zero time for not before
+// something changes.
+func (o *Orchestrator) reconcile(ctx context.Context, id string) time.Time {
+	var p plan
+	now := time.Now().UTC()
+	o.store.View(func(tx state.Tx) { p = planFor(tx, id, now) })
+	if err := o.carryOut(ctx, id, &p); err != nil {
+		if ctx.Err() == nil {
+			o.logger.Warn("orchestrate service: will try again", "service", id, "error", err)
+		}
+		return now.Add(retry)
+	}
+	return p.wake
+}
+
+func planFor(tx state.Tx, id string, now time.Time) plan {
+	w := world{now: now, nodes: map[string]*cloud.Node{}, history: defaultHistory}
+	for _, n := range state.List[*cloud.Node](tx, state.By{}) {
+		w.nodes[n.ID] = n
+	}
+	for _, c := range state.List[*cloud.Cluster](tx, state.By{}) {
+		w.history = c.Spec.TaskHistoryLimit
+	}
+	tasks := state.List[*cloud.Task](tx, state.ByService(id))
+	if svc := state.Get[*cloud.Service](tx, id); svc != nil {
+		return planService(svc, tasks, w)
+	}
+	return planRemoval(tasks, w)
+}
+
+// carryOut writes a plan down. New tasks come last: a crash in between leaves too few, which the next plan mends.
+func (o *Orchestrator) carryOut(ctx context.Context, id string, p *plan) error {
+	var changes []func(state.WriteTx) error
+	if p.service != nil {
+		changes = append(changes, func(tx state.WriteTx) error {
+			svc := state.Get[*cloud.Service](tx, id)
+			if svc == nil || svc.Version != p.serviceVersion {
+				return nil // changed by a user meanwhile: the next plan sees it
+			}
+			svc = state.Clone(svc)
+			p.service(svc)
+			return tx.Put(svc)
+		})
+	}
+	for _, d := range p.desire {
+		changes = append(changes, func(tx state.WriteTx) error {
+			t := state.Get[*cloud.Task](tx, d.task)
+			if t == nil || t.Desired >= d.state {
+				return nil
+			}
+			t = state.Clone(t)
+			t.Desired = d.state
+			return tx.Put(t)
+		})
+	}
+	for _, orphan := range p.orphan {
+		changes = append(changes, func(tx state.WriteTx) error {
+			t := state.Get[*cloud.Task](tx, orphan)
+			if t == nil || t.Status.State.Ended() {
+				return nil
+			}
+			t = state.Clone(t)
+			t.Status.State, t.Status.Timestamp = cloud.TaskOrphaned, time.Now().UTC()
+			t.Status.Message = "the node of this task is gone"
+			return tx.Put(t)
+		})
+	}
+	for _, gone := range p.remove {
+		changes = append(changes, func(tx state.WriteTx) error {
+			t := state.Get[*cloud.Task](tx, gone.ID)
+			if t == nil {
+				return nil
+			}
+			// A task that was not placed yet may have been meanwhile; then it is stopped in good order first.
+			if t.Status.State != gone.Status.State || t.NodeID != gone.NodeID {
+				return nil
+			}
+			return tx.Delete(cloud.KindTask, gone.ID)
+		})
+	}
+	for _, t := range p.create {
+		changes = append(changes, func(tx state.WriteTx) error {
+			if svc := state.Get[*cloud.Service](tx, id); svc == nil || svc.SpecVersion != t.SpecVersion {
+				return nil
+			}
+			t.Version = 0 // the change may run more than once
+			return tx.Put(t)
+		})
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	return o.store.Batch(ctx, changes)
+}

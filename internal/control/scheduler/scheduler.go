@@ -1,9 +1,13 @@
+// Package scheduler chooses a node for each task that has its addresses: one that can take it, and among those the one
+// that spreads the service best. A task that no node can take waits, with the reason in its status.
 package scheduler
 
 import (
 	"context"
 	"log/slog"
+	"time"
 
+	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
 
@@ -14,7 +18,84 @@ type Scheduler struct {
 }
 
 // New returns the loop over a store.
-func New(store state.Store, logger *slog.Logger) *Scheduler { return &Scheduler{store: store, logger: logger} }
+func New(store state.Store, logger *slog.Logger) *Scheduler {
+	return &Scheduler{store: store, logger: logger}
+}
+
+const (
+	settle = time.Millisecond
+	retry  = 200 * time.Millisecond
+)
 
 // Run works until ctx ends.
-func (l *Scheduler) Run(ctx context.Context) error { <-ctx.Done(); return nil }
+func (s *Scheduler) Run(ctx context.Context) error {
+	events := s.store.Watch(ctx, func(state.Tx) {}, cloud.KindNode, cloud.KindTask)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case _, ok := <-events:
+			if !ok || !drain(ctx, events) {
+				return nil
+			}
+		case <-timer.C:
+		}
+		if err := s.schedule(ctx); err != nil && ctx.Err() == nil {
+			s.logger.Warn("schedule: will try again", "error", err)
+			timer.Reset(retry)
+		}
+	}
+}
+
+// drain takes what else arrives within the settling time; false: the watch ended.
+func drain(ctx context.Context, events <-chan state.Event) bool {
+	t := time.NewTimer(settle)
+	defer t.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case _, ok := <-events:
+			if !ok {
+				return false
+			}
+		case <-t.C:
+			return true
+		}
+	}
+}
+
+func (s *Scheduler) schedule(ctx context.Context) error {
+	now := time.Now().UTC()
+	var decisions []decision
+	s.store.View(func(tx state.Tx) {
+		decisions = decide(state.List[*cloud.Node](tx, state.By{}), state.List[*cloud.Task](tx, state.By{}), now)
+	})
+	var changes []func(state.WriteTx) error
+	for _, d := range decisions {
+		changes = append(changes, func(tx state.WriteTx) error {
+			t := state.Get[*cloud.Task](tx, d.task.ID)
+			if t == nil || t.Version != d.task.Version {
+				return nil // its event brings the next decision
+			}
+			t = state.Clone(t)
+			if d.node == "" {
+				t.Status.Err = d.reason
+				return tx.Put(t)
+			}
+			if n := state.Get[*cloud.Node](tx, d.node); n == nil {
+				return nil
+			}
+			t.NodeID = d.node
+			t.Status.State, t.Status.Timestamp = cloud.TaskAssigned, now
+			t.Status.Message, t.Status.Err = "scheduler assigned task to node", ""
+			return tx.Put(t)
+		})
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	return s.store.Batch(ctx, changes)
+}

@@ -1,0 +1,224 @@
+package scheduler
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+)
+
+// A node on which a service failed this often lately is taken only if no other can.
+const (
+	manyFailures = 5
+	lately       = 5 * time.Minute
+)
+
+// decision is a node for a task, or the reason why there is none.
+type decision struct {
+	task   *cloud.Task
+	node   string
+	reason string
+}
+
+// host is a node with what its tasks leave of it.
+type host struct {
+	*cloud.Node
+	cpu, memory int64
+	ports       map[portKey]bool
+	tasks       int            // that are meant to run
+	perService  map[string]int // likewise
+	failures    map[string]int // lately, by service
+}
+
+type portKey struct {
+	protocol cloud.Protocol
+	port     uint16
+}
+
+// decide finds a node for every task that waits for one, oldest first, so that each sees what those before it took.
+func decide(nodes []*cloud.Node, tasks []*cloud.Task, now time.Time) []decision {
+	var waiting []*cloud.Task
+	for _, t := range tasks {
+		if t.Status.State == cloud.TaskPending && t.Desired <= cloud.TaskRunning {
+			waiting = append(waiting, t)
+		}
+	}
+	if len(waiting) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(waiting, func(a, b *cloud.Task) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot))
+	})
+	hosts := map[string]*host{}
+	var list []*host
+	for _, n := range nodes {
+		h := &host{Node: n, cpu: n.Description.Resources.NanoCPUs, memory: n.Description.Resources.MemoryBytes,
+			ports: map[portKey]bool{}, perService: map[string]int{}, failures: map[string]int{}}
+		hosts[n.ID] = h
+		list = append(list, h)
+	}
+	for _, t := range tasks {
+		h := hosts[t.NodeID]
+		if h == nil || t.Status.State < cloud.TaskAssigned {
+			continue
+		}
+		if !t.Status.State.Ended() {
+			if t.Desired <= cloud.TaskRunning {
+				h.take(t)
+			}
+			continue
+		}
+		if (t.Status.State == cloud.TaskFailed || t.Status.State == cloud.TaskRejected) && now.Sub(t.Status.Timestamp) < lately {
+			h.failures[t.ServiceID]++
+		}
+	}
+	var out []decision
+	for _, t := range waiting {
+		h, reason := choose(list, t)
+		switch {
+		case h != nil:
+			h.take(t)
+			out = append(out, decision{task: t, node: h.ID})
+		case reason != t.Status.Err:
+			out = append(out, decision{task: t, reason: reason})
+		}
+	}
+	return out
+}
+
+// take books the task on the host.
+func (h *host) take(t *cloud.Task) {
+	h.tasks++
+	h.perService[t.ServiceID]++
+	h.cpu -= t.Spec.Reservations.NanoCPUs
+	h.memory -= t.Spec.Reservations.MemoryBytes
+	for _, p := range hostPorts(t) {
+		h.ports[p] = true
+	}
+}
+
+func hostPorts(t *cloud.Task) []portKey {
+	var out []portKey
+	for _, p := range t.Ports {
+		if p.Mode == cloud.PublishHost && p.Published != 0 {
+			out = append(out, portKey{p.Protocol, p.Published})
+		}
+	}
+	return out
+}
+
+// filter is one reason why a node cannot take a task. explain says so of a number of nodes.
+type filter struct {
+	passes  func(*host) bool
+	explain func(nodes int) string
+}
+
+func counted(one, many string) func(int) string {
+	return func(n int) string {
+		if n == 1 {
+			return fmt.Sprintf(one, n)
+		}
+		return fmt.Sprintf(many, n)
+	}
+}
+
+func filters(t *cloud.Task) []filter {
+	constraints, err := cloud.ParseConstraints(t.Spec.Placement.Constraints)
+	ports := hostPorts(t)
+	r, place := t.Spec.Reservations, t.Spec.Placement
+	return []filter{
+		{func(h *host) bool {
+			return h.Status.State == cloud.NodeReady && h.Spec.Availability == cloud.AvailabilityActive
+		}, counted("%d node not available for new tasks", "%d nodes not available for new tasks")},
+		{func(h *host) bool { return r.NanoCPUs <= max(h.cpu, 0) && r.MemoryBytes <= max(h.memory, 0) },
+			counted("insufficient resources on %d node", "insufficient resources on %d nodes")},
+		{func(h *host) bool { return err == nil && h.Satisfies(constraints) },
+			counted("scheduling constraints not satisfied on %d node", "scheduling constraints not satisfied on %d nodes")},
+		{func(h *host) bool {
+			return len(place.Platforms) == 0 || slices.ContainsFunc(place.Platforms, func(p cloud.Platform) bool {
+				return p.Fits(h.Description.OS, h.Description.Architecture)
+			})
+		}, counted("unsupported platform on %d node", "unsupported platform on %d nodes")},
+		{func(h *host) bool { return !slices.ContainsFunc(ports, func(p portKey) bool { return h.ports[p] }) },
+			counted("host-mode port already in use on %d node", "host-mode port already in use on %d nodes")},
+		{func(h *host) bool {
+			return place.MaxReplicas == 0 || uint64(h.perService[t.ServiceID]) < place.MaxReplicas
+		}, func(int) string { return "max replicas per node limit exceed" }},
+	}
+}
+
+// choose returns the best host for the task, or the reason why none can take it.
+func choose(hosts []*host, t *cloud.Task) (*host, string) {
+	checks := filters(t)
+	failed := make([]int, len(checks))
+	var able []*host
+	for _, h := range hosts {
+		if t.NodeID != "" && h.ID != t.NodeID { // a global service's task has its node already
+			continue
+		}
+		i := slices.IndexFunc(checks, func(f filter) bool { return !f.passes(h) })
+		if i >= 0 {
+			failed[i]++
+			continue
+		}
+		able = append(able, h)
+	}
+	if len(able) == 0 {
+		return nil, explain(checks, failed)
+	}
+	if slices.ContainsFunc(able, func(h *host) bool { return h.failures[t.ServiceID] < manyFailures }) {
+		able = slices.DeleteFunc(able, func(h *host) bool { return h.failures[t.ServiceID] >= manyFailures })
+	}
+	for _, by := range t.Spec.Placement.SpreadOver {
+		able = leastLoadedGroup(able, hosts, by, t.ServiceID)
+	}
+	return slices.MinFunc(able, func(a, b *host) int {
+		return cmp.Or(cmp.Compare(a.perService[t.ServiceID], b.perService[t.ServiceID]),
+			cmp.Compare(a.tasks, b.tasks), cmp.Compare(a.ID, b.ID))
+	}), ""
+}
+
+func explain(checks []filter, failed []int) string {
+	type part struct {
+		nodes int
+		text  string
+	}
+	var parts []part
+	for i, n := range failed {
+		if n > 0 {
+			parts = append(parts, part{n, checks[i].explain(n)})
+		}
+	}
+	if len(parts) == 0 {
+		return "no suitable node"
+	}
+	slices.SortStableFunc(parts, func(a, b part) int { return cmp.Compare(b.nodes, a.nodes) })
+	texts := make([]string, len(parts))
+	for i, p := range parts {
+		texts[i] = p.text
+	}
+	return "no suitable node (" + strings.Join(texts, "; ") + ")"
+}
+
+// leastLoadedGroup keeps those able hosts whose value of the label has the fewest tasks of the service. Tasks on hosts
+// of the same value that cannot take more count too.
+func leastLoadedGroup(able, all []*host, by, service string) []*host {
+	value := func(h *host) string {
+		if l, ok := strings.CutPrefix(by, "node.labels."); ok {
+			return h.Spec.Labels[l]
+		}
+		if l, ok := strings.CutPrefix(by, "engine.labels."); ok {
+			return h.Description.Labels[l]
+		}
+		return ""
+	}
+	load := map[string]int{}
+	for _, h := range all {
+		load[value(h)] += h.perService[service]
+	}
+	least := slices.MinFunc(able, func(a, b *host) int { return cmp.Compare(load[value(a)], load[value(b)]) })
+	return slices.DeleteFunc(slices.Clone(able), func(h *host) bool { return load[value(h)] != load[value(least)] })
+}
