@@ -65,6 +65,7 @@ type HostConfig struct {
 
 // Host is the host's side. It is safe for concurrent use.
 type Host struct {
+	ns  *netns.NS
 	log *slog.Logger
 
 	mu      sync.Mutex
@@ -81,12 +82,12 @@ type frontend struct {
 	slots []netip.AddrPort
 }
 
-// NewHost returns the side of the namespace that the process is in. It touches nothing.
-func NewHost(log *slog.Logger) *Host {
+// NewHost returns the side of the namespace ns, which must stay open. It touches nothing.
+func NewHost(ns *netns.NS, log *slog.Logger) *Host {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Host{log: log, claims: map[Endpoint]io.Closer{}, refused: map[Endpoint]error{}}
+	return &Host{ns: ns, log: log, claims: map[Endpoint]io.Closer{}, refused: map[Endpoint]error{}}
 }
 
 var (
@@ -189,21 +190,19 @@ func (h *Host) Set(_ context.Context, cfg HostConfig) error {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	ns, err := netns.Current()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = ns.Close() }()
-	conn := nft.Open(ns.FD())
-	restarted := false
-	if h.known == nil {
-		if h.known, err = read(ns, conn); err != nil {
+	conn := nft.Open(h.ns.FD())
+	restarted := h.known == nil
+	if restarted {
+		known, err := read(h.ns, conn)
+		if err != nil {
 			return fmt.Errorf("published ports: %w", err)
 		}
-		restarted = true
+		h.known = known
 	}
-	if err := h.prepare(cfg); err != nil {
-		return err
+	if h.leg != cfg.Leg {
+		if err := h.ns.Do(prepareHost); err != nil {
+			return fmt.Errorf("published ports: %w", err)
+		}
 	}
 	want := map[Endpoint]*Port{}
 	for _, p := range cfg.Ports {
@@ -218,18 +217,15 @@ func (h *Host) Set(_ context.Context, cfg HostConfig) error {
 	if restarted {
 		lost = want
 	}
-	if err := sweep(ns, cfg.Leg, lost); err != nil {
+	if err := sweep(h.ns, cfg.Leg, lost); err != nil {
 		h.known = nil
 		return fmt.Errorf("published ports: %w", err)
 	}
 	return nil
 }
 
-// prepare sets what the leg needs, once for each leg: forwarding, and answers to 127.0.0.1.
-func (h *Host) prepare(cfg HostConfig) error {
-	if h.leg == cfg.Leg {
-		return nil
-	}
+// prepareHost sets what the leg needs: forwarding, and answers to 127.0.0.1. It runs in the host's namespace.
+func prepareHost() error {
 	for _, s := range [][2]string{
 		{"net.ipv4.ip_forward", "1"},
 		{"net.ipv4.conf." + LegName + ".route_localnet", "1"},
@@ -240,7 +236,7 @@ func (h *Host) prepare(cfg HostConfig) error {
 			continue
 		}
 		if err := netns.WriteSysctl(s[0], s[1]); err != nil {
-			return fmt.Errorf("published ports: %w", err)
+			return err
 		}
 	}
 	return nil
@@ -263,7 +259,8 @@ func (h *Host) claim(want map[Endpoint]*Port) {
 		if h.claims[e] != nil {
 			continue
 		}
-		c, err := listen(e)
+		var c io.Closer
+		err := h.ns.Do(func() (err error) { c, err = listen(e); return err })
 		if err == nil {
 			h.claims[e] = c
 			delete(h.refused, e)
@@ -505,12 +502,7 @@ func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port) error {
 func (h *Host) Remove() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	ns, err := netns.Current()
-	if err != nil {
-		return err
-	}
-	defer func() { _ = ns.Close() }()
-	conn := nft.Open(ns.FD())
+	conn := nft.Open(h.ns.FD())
 	tables, err := conn.Tables(nft.INet)
 	if err != nil {
 		return err

@@ -68,8 +68,9 @@ type Port struct {
 
 // Config is what a Driver needs.
 type Config struct {
-	Dir    string // where namespaces are pinned, EXEC-ROOT/netns
-	Port   int    // UDP; 0: DefaultPort. All hosts of a cluster have the same
+	Dir    string    // where namespaces are pinned, EXEC-ROOT/netns
+	Port   int       // UDP; 0: DefaultPort. All hosts of a cluster have the same
+	Host   *netns.NS // the host's namespace, open for as long as the driver; nil: the one that the caller is in
 	Logger *slog.Logger
 }
 
@@ -187,7 +188,7 @@ func (d *Driver) ensure(n Network, s *segment) error {
 	} else if err != nil {
 		return err
 	}
-	host, err := hostHandle()
+	host, err := d.hostHandle()
 	if err != nil {
 		return err
 	}
@@ -233,8 +234,14 @@ func (d *Driver) createNamespace(s *segment, u *undo.Stack) error {
 		return err
 	}
 	u.Add(func() error {
+		if s.h != nil {
+			_ = link.Del(s.h, vxlanName) // see Remove
+		}
+		if s.ns == nil {
+			_ = ns.Close()
+		}
 		s.close()
-		return errors.Join(ns.Close(), netns.Remove(path))
+		return netns.Remove(path)
 	})
 	if err := failpoint.Hit("network/overlay.ensure.namespace"); err != nil {
 		return err

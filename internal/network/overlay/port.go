@@ -36,12 +36,7 @@ func (d *Driver) Join(_ context.Context, id string, p Port) (mtu int, err error)
 	if s.gone || s.vxlan == 0 {
 		return 0, fault.New(fault.FailedPrecondition, "overlay network %s is not set up on this host", id)
 	}
-	ns, err := open(p.NetNS)
-	if err != nil {
-		return 0, err
-	}
-	defer func() { _ = ns.Close() }()
-	h, err := ns.Netlink()
+	h, err := d.handle(p.NetNS)
 	if err != nil {
 		return 0, err
 	}
@@ -159,15 +154,22 @@ func (d *Driver) Leave(_ context.Context, id, key string) error {
 	return nil
 }
 
-func open(path string) (*netns.NS, error) {
+func (d *Driver) handle(path string) (*netlink.Handle, error) {
 	if path == "" {
-		return netns.Current()
+		return d.hostHandle()
 	}
-	return netns.Open(path)
+	ns, err := netns.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = ns.Close() }()
+	return ns.Netlink()
 }
 
-// hostHandle opens a handle to the namespace that the process is in.
-func hostHandle() (*netlink.Handle, error) {
+func (d *Driver) hostHandle() (*netlink.Handle, error) {
+	if d.cfg.Host != nil {
+		return d.cfg.Host.Netlink()
+	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
