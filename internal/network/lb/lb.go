@@ -295,29 +295,29 @@ func elements(vip netip.Addr, members []netip.Addr, first int, values bool) []nf
 // Fill gives each of want a number, without gaps, changing as few of the numbers in use as it can: who stays keeps his
 // number unless it is past the end. The salt turns the order in which free numbers are given.
 func Fill[T comparable](was, want []T, salt uint32) []T {
-	n := len(want)
-	slots := make([]T, n)
-	taken := make([]bool, n)
-	placed := make(map[T]bool, n)
-	wanted := make(map[T]bool, n)
+	waiting := make(map[T]bool, len(want))
 	for _, w := range want {
-		wanted[w] = true
+		waiting[w] = true
 	}
-	for i, w := range was {
-		if i < n && wanted[w] && !placed[w] {
-			slots[i], taken[i], placed[w] = w, true, true
+	n := len(waiting) // one of each
+	slots, taken := make([]T, n), make([]bool, n)
+	for i, w := range was[:min(len(was), n)] {
+		if waiting[w] {
+			slots[i], taken[i] = w, true
+			delete(waiting, w)
 		}
 	}
 	next := 0
-	for i := range n {
-		w := want[(i+int(salt%uint32(n)))%n]
-		if placed[w] {
+	for i := range want {
+		w := want[(i+int(salt%uint32(len(want))))%len(want)]
+		if !waiting[w] {
 			continue
 		}
+		delete(waiting, w)
 		for taken[next] {
 			next++
 		}
-		slots[next], taken[next], placed[w] = w, true, true
+		slots[next], taken[next] = w, true
 	}
 	return slots
 }
