@@ -37,6 +37,7 @@ var floors = []struct {
 	{"internal/node", []string{"internal"}, "the composition root imports everything"},
 	{"internal/testhost", []string{"internal"}, "hosts for tests and the demo"},
 	{"cmd", []string{"internal"}, "flags, configuration, run"},
+	{"internal/testhost/labtest/probe", nil, "a program of its own"},
 	{"examples", nil, "what a user would write"},
 	{"bench", []string{"internal/testhost"}, "measures from outside"},
 	{"test", []string{"internal"}, "whole programs on whole hosts"},

@@ -1,0 +1,92 @@
+package onehost
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/testhost"
+	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
+)
+
+func TestNetworks(t *testing.T) {
+	l, h := one(t)
+	before, err := l.TakeResidue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	Docker(t, h, "network", "create", "--subnet", "10.20.0.0/24", "--gateway", "10.20.0.1", "front")
+	Docker(t, h, "run", "-d", "--name", "web", "--network", "front", "--network-alias", "www", "-p", "8080:8080", image)
+	equal(t, "address", Docker(t, h, "inspect", "-f", "{{.NetworkSettings.Networks.front.IPAddress}}", "web"), "10.20.0.2")
+	for _, name := range []string{"web", "www"} {
+		equal(t, "name "+name, Docker(t, h, "run", "--rm", "--network", "front", image, "lookup", name), "10.20.0.2")
+	}
+	contains(t, "by name", Docker(t, h, "run", "--rm", "--network", "front", image, "get", "http://web:8080"), Docker(t, h, "inspect", "-f", "{{.Config.Hostname}}", "web"))
+	contains(t, "published, from outside", fetch(t, l.Client, fmt.Sprintf("http://%s:8080", h.Addr)), l.Client.Addr.String())
+	fetch(t, h.Machine, "http://127.0.0.1:8080")
+	fetch(t, h.Machine, fmt.Sprintf("http://%s:8080", h.Addr))
+	contains(t, "ps", Docker(t, h, "ps", "--format", "{{.Ports}}"), "0.0.0.0:8080->8080/tcp")
+	equal(t, "port", strings.Split(Docker(t, h, "port", "web", "8080"), "\n")[0], "0.0.0.0:8080")
+
+	Refused(t, h, []string{"port is already allocated"}, "run", "--rm", "-p", "8080:80", image, "true")
+	Refused(t, h, []string{"overlaps"}, "network", "create", "--subnet", "10.20.0.0/25", "again")
+	Refused(t, h, []string{"already exists"}, "network", "create", "front")
+	Refused(t, h, []string{"gateway"}, "network", "create", "--subnet", "10.21.0.0/24", "--gateway", "10.99.0.1", "odd")
+	Refused(t, h, []string{"10.21.0.0/99"}, "network", "create", "--subnet", "10.21.0.0/99", "odd")
+	Refused(t, h, []string{"nothing"}, "network", "create", "-d", "nothing", "odd")
+	Refused(t, h, []string{"network nothing not found"}, "run", "--rm", "--network", "nothing", image, "true")
+	Refused(t, h, []string{"active endpoints"}, "network", "rm", "front")
+
+	Docker(t, h, "network", "create", "back")
+	Docker(t, h, "network", "connect", "--alias", "db", "back", "web")
+	contains(t, "connected while running", Docker(t, h, "run", "--rm", "--network", "back", image, "get", "http://db:8080"), " ")
+	Docker(t, h, "network", "disconnect", "back", "web")
+	Refused(t, h, []string{"probe:"}, "run", "--rm", "--network", "back", image, "get", "http://db:8080")
+	Docker(t, h, "rm", "-f", "web")
+	Docker(t, h, "network", "rm", "front", "back")
+	NothingLeft(t, l, before)
+}
+
+func TestNetworkModes(t *testing.T) {
+	_, h := one(t)
+	Docker(t, h, "run", "-d", "--name", "one", image)
+	contains(t, "container:", Docker(t, h, "run", "--rm", "--network", "container:one", image, "get", "http://127.0.0.1:8080"), " ")
+	Docker(t, h, "run", "-d", "--name", "two", "--network", "host", image)
+	Eventually(t, 10*time.Second, "host networking", func(context.Context) error {
+		resp, err := h.HTTP(time.Second).Get("http://127.0.0.1:8080")
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err
+	})
+	Refused(t, h, []string{"probe:"}, "run", "--rm", "--network", "none", image, "get", "http://10.99.0.1:8080")
+	contains(t, "egress", Docker(t, h, "run", "--rm", image, "get", "http://10.99.0.1:8080"), " ")
+}
+
+func TestUnpublishedIsClosed(t *testing.T) {
+	l, h := one(t)
+	Docker(t, h, "run", "-d", "--name", "web", "-p", "127.0.0.1:8080:8080", image)
+	fetch(t, h.Machine, "http://127.0.0.1:8080")
+	if _, err := l.Client.HTTP(time.Second).Get(fmt.Sprintf("http://%s:8080", h.Addr)); err == nil {
+		t.Error("a port published on 127.0.0.1 answers outside")
+	}
+}
+
+// fetch asks until there is an answer, and returns it.
+func fetch(t *testing.T, from *testhost.Machine, url string) string {
+	t.Helper()
+	var body []byte
+	Eventually(t, 10*time.Second, url+" from "+from.Name, func(context.Context) error {
+		resp, err := from.HTTP(2 * time.Second).Get(url)
+		if err != nil {
+			return err
+		}
+		defer resp.Body.Close()
+		body, err = io.ReadAll(resp.Body)
+		return err
+	})
+	return string(body)
+}
