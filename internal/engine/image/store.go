@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,6 +44,8 @@ type Config struct {
 	// Insecure are the registries (HOST, HOST:PORT, IP or CIDR) that may speak plain HTTP or show a certificate nobody
 	// signed. Loopback addresses always may.
 	Insecure []string
+	// Proxy chooses the proxy to reach a registry by, such as http.ProxyFromEnvironment. Nil: none.
+	Proxy func(*http.Request) (*url.URL, error)
 	// Logger may be nil.
 	Logger *slog.Logger
 }
@@ -55,8 +59,10 @@ type Store struct {
 	db   *metadata.DB
 
 	index    index
+	naming   sync.Mutex // of changes to image records
 	keys     keyedMutex // of blobs and chains being made
 	loading  sync.Mutex // one load or import of an archive at a time: their partial blobs are named by path
+	removing sync.Mutex // one removal at a time
 	gcMu     sync.Mutex
 	rootfs   rootfsTable
 	removals sync.WaitGroup // folders being deleted in the background
@@ -86,7 +92,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	hub, err := newRegistries(cfg.Mirrors, cfg.Insecure)
+	hub, err := newRegistries(cfg)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,231 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/core/images/archive"
+	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// found is an image of an archive.
+type found struct {
+	target ocispec.Descriptor
+	names  []string
+}
+
+// Load takes every image of an archive into the store: one that `docker save` wrote in any version since 1.10, or an OCI
+// layout, plain or compressed with gzip or zstd. Of an image for several platforms it takes this host's. It returns the
+// images; a line of progress "Loaded image: NAME" (or "Loaded image ID: ID") goes out for each.
+func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) (_ []Image, err error) {
+	emit := serial(progress)
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	ctx, done, err := s.withLease(s.ns(ctx))
+	if err != nil {
+		return nil, err
+	}
+	defer s.after(ctx, done, &err)
+
+	cs := s.content()
+	// Blobs are ingested under the names of their files. What an earlier load left half-way under the same name is other
+	// content: away with it.
+	if err := abortIngests(ctx, cs, "tar-"); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, abortIngests(context.WithoutCancel(ctx), cs, "tar-")) }()
+
+	stream, err := compression.DecompressStream(r)
+	if err != nil {
+		return nil, fault.New(fault.InvalidArgument, "archive: %w", err)
+	}
+	defer stream.Close()
+	idx, err := archive.ImportIndex(ctx, cs, stream)
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		return nil, archiveError(err)
+	}
+	list, err := findImages(ctx, cs, idx)
+	if err != nil {
+		return nil, archiveError(err)
+	}
+	if len(list) == 0 {
+		return nil, fault.New(fault.InvalidArgument, "the archive holds no image for %s", platforms.Format(platforms.DefaultSpec()))
+	}
+	var out []Image
+	for _, f := range list {
+		img, err := s.adopt(ctx, f.target, emit)
+		if err != nil {
+			return out, archiveError(err)
+		}
+		if err := s.setNames(ctx, img.ID, f.target, f.names...); err != nil {
+			return out, err
+		}
+		loaded, err := s.Get(ctx, img.ID)
+		if err != nil {
+			return out, err
+		}
+		out = append(out, loaded)
+		for _, n := range f.names {
+			emit(Progress{Status: "Loaded image: " + familiar(n)})
+		}
+		if len(f.names) == 0 {
+			emit(Progress{Status: "Loaded image ID: " + img.ID})
+		}
+	}
+	return out, nil
+}
+
+func familiar(name string) string {
+	if n, err := reference.ParseNormalizedNamed(name); err == nil {
+		return reference.FamiliarString(n)
+	}
+	return name
+}
+
+// archiveError says that an archive is at fault, unless the error knows better.
+func archiveError(err error) error {
+	if fault.KindOf(err) != fault.Internal {
+		return err
+	}
+	var syn *json.SyntaxError
+	var typ *json.UnmarshalTypeError
+	switch {
+	case errdefs.IsNotFound(err):
+		return fault.New(fault.InvalidArgument, "the archive is not whole: %w", err)
+	case isTarError(err), errors.As(err, &syn), errors.As(err, &typ), errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err),
+		strings.Contains(err.Error(), "unrecognized image format"):
+		return fault.New(fault.InvalidArgument, "not an image archive: %w", err)
+	}
+	return fault.New(fault.InvalidArgument, "archive: %w", err)
+}
+
+func abortIngests(ctx context.Context, cs content.Store, prefix string) error {
+	list, err := cs.ListStatuses(ctx)
+	if err != nil {
+		return err
+	}
+	for _, st := range list {
+		if strings.HasPrefix(st.Ref, prefix) {
+			if err := cs.Abort(ctx, st.Ref); err != nil && !errdefs.IsNotFound(err) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// findImages lists the images of an archive's index, those with several names once. Indexes in it are followed to this
+// host's platform.
+func findImages(ctx context.Context, p content.Provider, desc ocispec.Descriptor) ([]*found, error) {
+	var list []*found
+	seen := map[string]*found{}
+	idx, err := readIndex(ctx, p, desc)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range idx.Manifests {
+		name, err := nameInArchive(d)
+		if err != nil {
+			return nil, err
+		}
+		target, err := pick(ctx, p, d, 0)
+		if errors.Is(err, errNoPlatform) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		f := seen[target.Digest.String()]
+		if f == nil {
+			f = &found{target: target}
+			seen[target.Digest.String()] = f
+			list = append(list, f)
+		}
+		if name != "" {
+			f.names = append(f.names, name)
+		}
+	}
+	return list, nil
+}
+
+var errNoPlatform = errors.New("nothing for this platform")
+
+// pick follows indexes to a manifest that is in the archive.
+func pick(ctx context.Context, p content.Provider, d ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+	if err := checkDescriptor(d); err != nil {
+		return d, fault.New(fault.InvalidArgument, "index: %w", err)
+	}
+	if depth > 3 {
+		return d, fault.New(fault.InvalidArgument, "index %s: more than 3 indexes within each other", d.Digest)
+	}
+	if !isManifest(d.MediaType) && !isIndex(d.MediaType) {
+		return d, errNoPlatform
+	}
+	clean := ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
+	if isManifest(d.MediaType) {
+		if d.Platform != nil && d.Platform.OS == "unknown" {
+			return d, errNoPlatform
+		}
+		_, err := readManifest(ctx, p, clean)
+		return clean, err
+	}
+	idx, err := readIndex(ctx, p, clean)
+	if err != nil {
+		return d, err
+	}
+	best, err := choose(idx.Manifests, platforms.Default())
+	if err != nil {
+		return d, errNoPlatform
+	}
+	return pick(ctx, p, best, depth+1)
+}
+
+func readIndex(ctx context.Context, p content.Provider, desc ocispec.Descriptor) (ocispec.Index, error) {
+	var idx ocispec.Index
+	if desc.Size > maxManifest {
+		return idx, fault.New(fault.InvalidArgument, "index %s has %d bytes; more than %d are refused", desc.Digest, desc.Size, maxManifest)
+	}
+	b, err := content.ReadBlob(ctx, p, desc)
+	if err != nil {
+		return idx, err
+	}
+	if err := json.NewDecoder(bytes.NewReader(b)).Decode(&idx); err != nil {
+		return idx, fault.New(fault.InvalidArgument, "index %s: %w", desc.Digest, err)
+	}
+	return idx, nil
+}
+
+// nameInArchive is the full name that an archive gives an image, empty if none. In an OCI layout that did not come from
+// Docker or containerd the annotation holds a bare tag, which names nothing by itself.
+func nameInArchive(d ocispec.Descriptor) (string, error) {
+	name := d.Annotations[images.AnnotationImageName]
+	if name == "" {
+		name = d.Annotations[ocispec.AnnotationRefName]
+		if !strings.ContainsAny(name, "/:") {
+			return "", nil
+		}
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return "", fault.New(fault.InvalidArgument, "image name %q: %w", name, err)
+	}
+	if _, ok := named.(reference.Digested); ok {
+		return "", nil
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
