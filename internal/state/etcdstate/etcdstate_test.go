@@ -1,0 +1,344 @@
+package etcdstate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/state"
+	"github.com/sampan-cloud/sampan/internal/state/mirror"
+	"github.com/sampan-cloud/sampan/internal/state/statetest"
+)
+
+func TestConformance(t *testing.T) {
+	statetest.Run(t, func(t *testing.T) state.Store {
+		s, err := Open(Config{Dir: t.TempDir(), Name: "n1", Cluster: t.Name(), PeerURL: "http://127.0.0.1:1", NoFsync: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(s.Close)
+		return s
+	})
+}
+
+// host is a place where a member can run: an address and a folder.
+type host struct {
+	t        *testing.T
+	name     string
+	dir      string
+	listener net.Listener
+	server   *http.Server
+
+	mu      sync.Mutex
+	handler http.Handler
+
+	store   *Store
+	stopped chan bool
+}
+
+func newHost(t *testing.T, name string) *host {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &host{t: t, name: name, dir: t.TempDir(), listener: l, stopped: make(chan bool, 1)}
+	// etcd panics on purpose when a removed member calls: net/http catches that.
+	h.server = &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		handler := h.handler
+		h.mu.Unlock()
+		if handler == nil {
+			http.Error(w, "down", http.StatusServiceUnavailable)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	})}
+	go func() { _ = h.server.Serve(l) }()
+	t.Cleanup(func() {
+		h.close()
+		_ = h.server.Close()
+	})
+	return h
+}
+
+func (h *host) url() string { return "http://" + h.listener.Addr().String() }
+
+func (h *host) open(initialCluster string, force bool) *Store {
+	h.t.Helper()
+	s, err := Open(Config{
+		Dir: h.dir, Name: h.name, Cluster: "c", PeerURL: h.url(), InitialCluster: initialCluster, ForceNewCluster: force,
+		NoFsync: true, WriteTimeout: 20 * time.Second, Stopped: func(removed bool) { h.stopped <- removed },
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.mu.Lock()
+	h.handler = s.PeerHandler()
+	h.mu.Unlock()
+	h.store = s
+	return s
+}
+
+func (h *host) close() {
+	if h.store == nil {
+		return
+	}
+	h.mu.Lock()
+	h.handler = nil
+	h.mu.Unlock()
+	h.store.Close()
+	h.store = nil
+}
+
+// kill stops the member without a word to the others.
+func (h *host) kill() {
+	h.mu.Lock()
+	h.handler = nil
+	h.mu.Unlock()
+	h.store.cancel()
+	h.store.server.HardStop()
+	h.close()
+}
+
+func (h *host) join(through *Store) *Store {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(h.t.Context(), time.Minute)
+	defer cancel()
+	id, initial, err := through.AddLearner(ctx, h.name, h.url())
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	s := h.open(initial, false)
+	if s.MemberID() != id {
+		h.t.Fatalf("member is %x, was added as %x", s.MemberID(), id)
+	}
+	if err := through.Promote(ctx, id); err != nil {
+		h.t.Fatal(err)
+	}
+	return s
+}
+
+func write(t *testing.T, s *Store, id string) {
+	t.Helper()
+	if err := s.Update(t.Context(), func(tx state.WriteTx) error {
+		return tx.Put(&cloud.Task{Meta: cloud.Meta{ID: id}})
+	}); err != nil {
+		t.Fatalf("write %s: %v", id, err)
+	}
+}
+
+func waitTask(t *testing.T, s *Store, id string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	found := false
+	for events := s.Watch(ctx, func(tx state.Tx) { found = state.Get[*cloud.Task](tx, id) != nil }); !found; {
+		e, ok := <-events
+		if !ok {
+			t.Fatalf("task %s never came", id)
+		}
+		found = e.ID == id
+	}
+}
+
+func waitLeads(t *testing.T, s *Store, want bool) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for leads := range s.Leadership(ctx) {
+		if leads == want {
+			return
+		}
+	}
+	t.Fatalf("member never changed to leading=%v", want)
+}
+
+func TestThreeMembersOutliveTheLossOfTheLeader(t *testing.T) {
+	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
+	sa := a.open("", false)
+	write(t, sa, "first")
+	sb := b.join(sa)
+	sc := c.join(sa)
+	for _, s := range []*Store{sa, sb, sc} {
+		waitTask(t, s, "first")
+	}
+	for _, m := range sa.Members() {
+		if m.Learner {
+			t.Errorf("%s is a learner still", m.Name)
+		}
+	}
+	write(t, sb, "by a follower")
+	if err := sc.Linearize(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	sc.View(func(tx state.Tx) {
+		if state.Get[*cloud.Task](tx, "by a follower") == nil {
+			t.Error("after Linearize a member does not show what another one has written")
+		}
+	})
+
+	waitLeads(t, sa, true)
+	a.kill()
+	write(t, sb, "after the loss") // waits for the election by itself
+	waitTask(t, sc, "after the loss")
+	if _, leader := sb.Leader(); leader != "b" && leader != "c" {
+		t.Errorf("leader is %q", leader)
+	}
+
+	// Its folder is whole: it comes back and catches up.
+	sa = a.open("", false)
+	waitTask(t, sa, "after the loss")
+	write(t, sa, "back again")
+
+	// The dead one is taken out for good.
+	b.kill()
+	var dead uint64
+	for _, m := range sa.Members() {
+		if m.Name == "b" {
+			dead = m.ID
+		}
+	}
+	if err := sa.RemoveMember(t.Context(), dead); err != nil {
+		t.Fatal(err)
+	}
+	if err := sa.RemoveMember(t.Context(), dead); err != nil {
+		t.Fatalf("removing a member a second time: %v", err)
+	}
+	write(t, sc, "of two")
+}
+
+func TestARemovedMemberStops(t *testing.T) {
+	a, b := newHost(t, "a"), newHost(t, "b")
+	sa := a.open("", false)
+	sb := b.join(sa)
+	if err := sa.RemoveMember(t.Context(), sb.MemberID()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case removed := <-b.stopped:
+		if !removed {
+			t.Error("the member does not know that it was removed")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the removed member runs on")
+	}
+	write(t, sa, "alone")
+	// The same host may join anew, with an empty folder.
+	b.close()
+	b.dir = t.TempDir()
+	sb = b.join(sa)
+	waitTask(t, sb, "alone")
+}
+
+func TestWithoutQuorumReadsGoOnAndWritesSaySo(t *testing.T) {
+	a, b := newHost(t, "a"), newHost(t, "b")
+	sa := a.open("", false)
+	write(t, sa, "kept")
+	b.join(sa)
+	waitLeads(t, sa, true)
+	b.kill()
+	waitLeads(t, sa, false)
+	sa.cfg.WriteTimeout = 500 * time.Millisecond
+	err := sa.Update(t.Context(), func(tx state.WriteTx) error { return tx.Put(&cloud.Task{Meta: cloud.Meta{ID: "x"}}) })
+	if !fault.Is(err, fault.Unavailable) {
+		t.Fatalf("a write without quorum: %v (%v)", err, fault.KindOf(err))
+	}
+	if err := sa.Linearize(t.Context()); !fault.Is(err, fault.Unavailable) {
+		t.Fatalf("linearize without quorum: %v", err)
+	}
+	mine := errors.New("mine")
+	if err := sa.Update(t.Context(), func(state.WriteTx) error { return mine }); !errors.Is(err, mine) {
+		t.Errorf("a change that writes nothing must not wait for a quorum: %v", err)
+	}
+	waitTask(t, sa, "kept")
+
+	// The quorum is given up.
+	a.close()
+	sa = a.open("", true)
+	waitTask(t, sa, "kept")
+	write(t, sa, "after force-new-cluster")
+	if m := sa.Members(); len(m) != 1 || m[0].Name != "a" {
+		t.Fatalf("members are %+v", m)
+	}
+	// And a plain restart keeps it so.
+	a.close()
+	sa = a.open("", false)
+	write(t, sa, "after a restart")
+	waitTask(t, sa, "after force-new-cluster")
+}
+
+func TestMirrorIsLoadedAnewAfterCompaction(t *testing.T) {
+	h := newHost(t, "a")
+	s := h.open("", false)
+	for i := range 20 {
+		write(t, s, fmt.Sprint("t", i))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	events := s.Watch(ctx, nil)
+	rev := int64(s.Revision())
+	if _, err := s.client.Compact(ctx, rev, clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	// A watch that is told to begin before the compaction fails, and what follows it loads everything.
+	if err := s.watch(2); err == nil {
+		t.Fatal("the watch does not notice that its revisions are gone")
+	}
+	if _, err := s.load(); err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, "next")
+	if e := <-events; e.ID != "next" {
+		t.Fatalf("loading the same state anew told watchers of %+v", e)
+	}
+}
+
+func TestRepeatedAttemptFindsItsOwnWrite(t *testing.T) {
+	h := newHost(t, "a")
+	s := h.open("", false)
+	write(t, s, "old")
+	if err := s.Update(t.Context(), func(tx state.WriteTx) error {
+		if err := tx.Delete(cloud.KindTask, "old"); err != nil {
+			return err
+		}
+		return tx.Put(&cloud.Task{Meta: cloud.Meta{ID: "new"}})
+	}); err != nil {
+		t.Fatal(err)
+	}
+	// The same transaction once more, as after an attempt whose answer was lost.
+	doc, err := s.client.Get(t.Context(), "/sampan/v1/default/task/new")
+	if err != nil {
+		t.Fatal(err)
+	}
+	txn := mirrorTxn("/sampan/v1/default/task/new", doc.Kvs[0].Value, "/sampan/v1/default/task/old", 2)
+	if ok, _, err := s.try(t.Context(), txn, false); ok || err != nil {
+		t.Fatalf("a first attempt must not take another's write for its own: %v, %v", ok, err)
+	}
+	if ok, rev, err := s.try(t.Context(), txn, true); !ok || err != nil || rev != uint64(doc.Kvs[0].ModRevision) {
+		t.Fatalf("the repeated attempt says %v, revision %d, %v", ok, rev, err)
+	}
+	txn.Puts["/sampan/v1/default/task/new"] = []byte("another's")
+	if ok, _, err := s.try(t.Context(), txn, true); ok || err != nil {
+		t.Fatalf("a repeated attempt took another's write for its own: %v, %v", ok, err)
+	}
+}
+
+func mirrorTxn(putKey string, doc []byte, deleted string, deletedRev uint64) mirror.Txn {
+	return mirror.Txn{
+		Compares: map[string]uint64{putKey: 0, deleted: deletedRev},
+		Puts:     map[string][]byte{putKey: doc},
+		Deletes:  map[string]struct{}{deleted: {}},
+	}
+}
