@@ -8,7 +8,7 @@ STATIC   := seccomp osusergo netgo
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config iproute2
 DEPS     ?= 1
 
-.PHONY: help build deps demo test bench lint generate check-generated fuzz clean
+.PHONY: help build deps install demo test bench lint generate check-generated fuzz clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s$$'\t'
 
@@ -19,6 +19,10 @@ build: deps ## build bin/sampand, bin/sampan and bin/sampan-keeper
 	@mkdir -p bin
 	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sampand ./cmd/sampan
 	CGO_ENABLED=1 go build -tags '$(STATIC)' -ldflags '$(LDFLAGS) -extldflags "-static"' -o bin/sampan-keeper ./cmd/sampan-keeper
+
+install: build ## put the programs into /usr/local/bin and the unit where systemd finds it
+	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/sampand bin/sampan bin/sampan-keeper
+	install -D -m 644 -t $(DESTDIR)/etc/systemd/system packaging/systemd/sampand.service
 
 demo: build ## three hosts on this machine, one cloud, the shop on it; KEEP=1 leaves it running
 	@mkdir -p bin && go build -o bin/demo ./cmd/demo
