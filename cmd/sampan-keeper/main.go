@@ -1,0 +1,107 @@
+// sampan-keeper is the parent of a host's containers and holds what must not blink when sampand goes: their output,
+// their exit codes and the name server. sampand starts it; it lives on when sampand ends.
+//
+//	sampan-keeper serve --exec-root DIR   serve the daemon of an exec root
+//	sampan-keeper init                    the first steps of a container's process; started by serve only
+//	sampan-keeper version
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strconv"
+	"syscall"
+
+	_ "github.com/opencontainers/cgroups/devices" // device rules of containers
+	"github.com/opencontainers/runc/libcontainer"
+	_ "github.com/opencontainers/runc/libcontainer/nsenter" // enters namespaces before Go's runtime starts
+	"github.com/sirupsen/logrus"
+
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/keeper/server"
+)
+
+var version = "dev" // set by the build
+
+func main() {
+	// A container's process on its way to its program: nothing else may happen here.
+	if len(os.Args) > 1 && os.Args[1] == "init" {
+		libcontainer.Init()
+	}
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "sampan-keeper:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	switch {
+	case len(args) > 0 && args[0] == "serve":
+		return serve(args[1:])
+	case len(args) == 1 && args[0] == "version":
+		fmt.Printf("sampan-keeper %s, protocol %d\n", version, keeper.ProtocolVersion)
+		return nil
+	}
+	return fmt.Errorf("usage: sampan-keeper serve --exec-root DIR | version; sampand starts it by itself")
+}
+
+func serve(args []string) error {
+	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
+	var (
+		execRoot     = flags.String("exec-root", "/run/sampan", "folder of sockets and runtime state")
+		cgroupParent = flags.String("cgroup-parent", "", "group beside which the keeper has its own")
+		debugLog     = flags.Bool("debug", false, "log more")
+		failpoints   = flags.String("failpoint", "", "arm failpoints, for tests: NAME=fail|kill|stop,…")
+		handoverFD   = flags.Int("handover-fd", -1, "socket by which the daemon hands over what it holds")
+		resumeFD     = flags.Int("resume-fd", -1, "what the program before this one left in this process")
+	)
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(*execRoot) {
+		return fmt.Errorf("the exec root must be an absolute path, not %q", *execRoot)
+	}
+	level, rlevel := slog.LevelInfo, logrus.InfoLevel
+	if *debugLog {
+		level, rlevel = slog.LevelDebug, logrus.DebugLevel
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	logrus.SetOutput(os.Stderr)
+	logrus.SetLevel(rlevel)
+	if err := server.Seal(os.Args, os.Environ()); err != nil {
+		logger.Warn("the program cannot run from a sealed copy: every start of a container makes its own, which takes longer", "err", err)
+	}
+	if err := failpoint.EnableSpec(*failpoints); err != nil {
+		return err
+	}
+	// The file it runs from has a number for a name.
+	_ = os.WriteFile("/proc/self/comm", []byte("sampan-keeper"), 0)
+	// The last to be killed for memory; not to be had without the capability.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(-999)), 0)
+	debug.SetGCPercent(50) // small rather than fast: it mostly sleeps
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	again := []string{os.Args[0], "serve", "--exec-root", *execRoot}
+	if *cgroupParent != "" {
+		again = append(again, "--cgroup-parent", *cgroupParent)
+	}
+	if *debugLog {
+		again = append(again, "--debug")
+	}
+	return server.Run(ctx, server.Config{
+		ExecRoot:     *execRoot,
+		CgroupParent: *cgroupParent,
+		Logger:       logger,
+		HandoverFD:   *handoverFD,
+		ResumeFD:     *resumeFD,
+		Args:         again,
+	})
+}

@@ -1,0 +1,77 @@
+package server
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+)
+
+// joinOwnCgroup moves the keeper out of the daemon's group, where systemd ends everything when it ends the daemon. It
+// does without where it may not.
+func (s *Server) joinOwnCgroup() {
+	parent := s.cfg.CgroupParent
+	if !strings.HasPrefix(parent, "/") {
+		parent = "/"
+	}
+	// Several daemons on one machine have as many keepers.
+	sum := sha256.Sum256([]byte(s.cfg.ExecRoot))
+	name := filepath.Join(parent, "sampan-keeper-"+hex.EncodeToString(sum[:4]))
+	mounts, err := processTrees("/proc/self/mountinfo")
+	if err != nil {
+		s.log.Warn("cannot find the cgroup file systems", "err", err)
+		return
+	}
+	for _, mount := range mounts {
+		dir := filepath.Join(mount, name)
+		err := os.MkdirAll(dir, 0o755)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+		}
+		if err != nil {
+			s.log.Warn("the keeper stays in the daemon's cgroup", "group", dir, "err", err)
+		}
+	}
+}
+
+// leaveOwnCgroup goes back to the root so that nothing of the keeper's group stays.
+func (s *Server) leaveOwnCgroup() {
+	parent := s.cfg.CgroupParent
+	if !strings.HasPrefix(parent, "/") {
+		parent = "/"
+	}
+	sum := sha256.Sum256([]byte(s.cfg.ExecRoot))
+	name := filepath.Join(parent, "sampan-keeper-"+hex.EncodeToString(sum[:4]))
+	mounts, _ := processTrees("/proc/self/mountinfo")
+	for _, mount := range mounts {
+		if err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err == nil {
+			_ = os.Remove(filepath.Join(mount, name))
+		}
+	}
+}
+
+// processTrees returns where the hierarchies are mounted by which processes are told apart and ended: version 2's, and
+// systemd's own of version 1. Those of version 1's controllers only limit, and no container's limit counts there.
+func processTrees(mountinfo string) ([]string, error) {
+	f, err := os.Open(mountinfo)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var out []string
+	lines := bufio.NewScanner(f)
+	for lines.Scan() {
+		head, tail, ok := strings.Cut(lines.Text(), " - ")
+		fields, kind := strings.Fields(head), strings.Fields(tail)
+		if !ok || len(fields) < 5 || len(kind) < 3 {
+			continue
+		}
+		if kind[0] == "cgroup2" || kind[0] == "cgroup" && strings.Contains(kind[2], "name=systemd") {
+			out = append(out, fields[4])
+		}
+	}
+	return out, lines.Err()
+}

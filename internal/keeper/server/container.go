@@ -1,0 +1,621 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/fault/undo"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/keeper/wire"
+)
+
+// execMemory is how long an exec that ended is remembered.
+const execMemory = 5 * time.Minute
+
+// container is a container and the execs in it.
+type container struct {
+	*proc
+	op sync.Mutex // one operation at a time: start, pause, resume, update, delete
+
+	mu    sync.Mutex
+	lc    *libcontainer.Container
+	execs map[string]*proc
+}
+
+func (s *Server) containerDir(id string) string { return filepath.Join(s.root, "io", id) }
+func (s *Server) exitPath(id string) string     { return filepath.Join(s.root, "exits", id+".json") }
+func (s *Server) stateRoot() string             { return filepath.Join(s.root, "containers") }
+
+// create makes a container whose init waits to be started.
+func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
+	if err := checkID("container", spec.ID); err != nil {
+		return keeper.Status{}, err
+	}
+	config, process, err := convertSpec(spec)
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	u := undo.New()
+	defer func() {
+		if uerr := u.Run(); uerr != nil {
+			s.log.Error("cannot take back all of a failed create", "container", spec.ID, "err", uerr)
+		}
+	}()
+	if !s.reserve(spec.ID) {
+		return keeper.Status{}, fault.New(fault.AlreadyExists, "container %s exists already", spec.ID)
+	}
+	u.Add(func() error { s.release(spec.ID); return nil })
+
+	dir := s.containerDir(spec.ID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return keeper.Status{}, err
+	}
+	u.Add(func() error { return os.RemoveAll(dir) })
+	p := &proc{
+		dir: dir, log: s.log.With("container", spec.ID), fan: newFanout(false), gone: make(chan struct{}),
+		rec: record{
+			ID: spec.ID, Making: true, Terminal: spec.Terminal, OpenStdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
+			Log: spec.Log, SharedPIDs: !config.Namespaces.IsPrivate(configs.NEWPID),
+			Status: keeper.Status{ID: spec.ID, State: keeper.Created},
+		},
+	}
+	lc, err := libcontainer.Create(s.stateRoot(), spec.ID, config)
+	if err != nil {
+		return keeper.Status{}, fmt.Errorf("creating container %s: %w", spec.ID, err)
+	}
+	u.Add(func() error { return s.destroy(lc, spec.ID, p.rec.Cgroups) })
+	if st, err := lc.State(); err == nil {
+		p.rec.Cgroups = st.CgroupPaths
+	}
+	if err := p.change(func(*record) {}); err != nil {
+		return keeper.Status{}, err
+	}
+	if err := failpoint.Hit("keeper.create.after-record"); err != nil {
+		return keeper.Status{}, err
+	}
+	process.Init = true
+	if err := s.launch(p, lc, process, config, u); err != nil {
+		return keeper.Status{}, startError(err)
+	}
+	if err := failpoint.Hit("keeper.create.after-init"); err != nil {
+		return keeper.Status{}, err
+	}
+	if err := p.change(func(r *record) { r.Making = false }); err != nil {
+		return keeper.Status{}, err
+	}
+	u.Done()
+	c := &container{proc: p, lc: lc, execs: map[string]*proc{}}
+	s.publish(c)
+	p.run()
+	s.watch(c, p)
+	return p.status(), nil
+}
+
+// launch starts a process of a container with its streams, and opens our side of them. What it did is undone by u.
+func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontainer.Process, config *configs.Config, u *undo.Stack) error {
+	ends, socket, err := prepareStreams(p, config)
+	if err != nil {
+		return err
+	}
+	defer ends.close()
+	if socket != nil {
+		defer socket.ours.Close()
+		process.ConsoleSocket = socket.theirs
+	} else {
+		process.Stdin, process.Stdout, process.Stderr = ends.stdin, ends.stdout, ends.stderr
+	}
+	err = lc.Start(process)
+	if socket != nil {
+		_ = socket.theirs.Close()
+	}
+	if err != nil {
+		return err
+	}
+	pid, err := process.Pid()
+	if err != nil {
+		return err
+	}
+	// It is our child and not waited for: the ID is its, whatever becomes of it.
+	u.Add(func() error { killAndReap(pid); return nil })
+	if p.pidfd, err = openPIDFD(pid); err != nil {
+		return err
+	}
+	u.Add(func() error { return p.pidfd.Close() })
+	st, err := readStat(pid)
+	if err != nil {
+		return fmt.Errorf("process %d: %w", pid, err)
+	}
+	p.rec.Ticks, p.rec.Status.PID = st.ticks, pid
+	var pty *os.File
+	if socket != nil {
+		if pty, err = receivePTY(socket.ours); err != nil {
+			return err
+		}
+	}
+	if err := p.openIO(pty, nil); err != nil {
+		return err
+	}
+	u.Add(func() error { p.closeIO(); return nil })
+	return nil
+}
+
+type consoleSocket struct{ ours, theirs *os.File }
+
+// prepareStreams makes the pipes of a process and opens its ends, or for a terminal the socket by which init sends it.
+func prepareStreams(p *proc, config *configs.Config) (processEnds, *consoleSocket, error) {
+	if p.rec.Terminal {
+		fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return processEnds{}, nil, os.NewSyscallError("socketpair", err)
+		}
+		return processEnds{}, &consoleSocket{os.NewFile(uintptr(fds[0]), "console"), os.NewFile(uintptr(fds[1]), "console")}, nil
+	}
+	uid, err := config.HostRootUID()
+	if err != nil {
+		return processEnds{}, nil, err
+	}
+	gid, err := config.HostRootGID()
+	if err != nil {
+		return processEnds{}, nil, err
+	}
+	names := []string{"stdout", "stderr"}
+	if p.rec.OpenStdin {
+		names = append(names, "stdin")
+	}
+	for _, name := range names {
+		if err := makeFifo(fifoPath(p.dir, name), uid, gid); err != nil {
+			return processEnds{}, nil, err
+		}
+	}
+	ends, err := openProcessEnds(p.dir, p.rec.OpenStdin)
+	return ends, nil, err
+}
+
+func killAndReap(pid int) {
+	_ = unix.Kill(pid, unix.SIGKILL)
+	for {
+		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// start lets a created container run its program.
+func (s *Server) start(id string) (keeper.Status, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	c.starting.Lock()
+	defer c.starting.Unlock()
+	if st := c.status(); st.State != keeper.Created {
+		return st, fault.New(fault.Conflict, "container %s was started already", id)
+	}
+	lc, err := c.runtime()
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	if err := lc.Exec(); err != nil {
+		return keeper.Status{}, startError(fmt.Errorf("starting container %s: %w", id, err))
+	}
+	if err := c.change(func(r *record) {
+		r.Status.State = keeper.Running
+		r.Status.StartedAt = time.Now().UTC()
+	}); err != nil {
+		s.log.Error("cannot write a container's record", "container", id, "err", err)
+	}
+	return c.status(), nil
+}
+
+// exec starts another process in a container.
+func (s *Server) exec(req keeper.Process) (keeper.Status, error) {
+	if err := checkID("exec", req.ExecID); err != nil {
+		return keeper.Status{}, err
+	}
+	c, err := s.container(req.Container)
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	var spec specs.Process
+	if err := json.Unmarshal(req.Process, &spec); err != nil {
+		return keeper.Status{}, fault.New(fault.InvalidArgument, "exec %s: malformed OCI process: %w", req.ExecID, err)
+	}
+	process, err := convertProcess(&spec)
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	switch st := c.status(); {
+	case st.State != keeper.Running:
+		return keeper.Status{}, notRunning(st)
+	case st.Paused:
+		return keeper.Status{}, fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", req.Container)
+	}
+	u := undo.New()
+	defer u.Run()
+	if !c.reserveExec(req.ExecID) {
+		return keeper.Status{}, fault.New(fault.AlreadyExists, "exec %s exists already", req.ExecID)
+	}
+	u.Add(func() error { c.removeExec(req.ExecID); return nil })
+	dir := filepath.Join(c.dir, "exec", req.ExecID)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return keeper.Status{}, err
+	}
+	u.Add(func() error { return os.RemoveAll(dir) })
+	p := &proc{
+		dir: dir, log: s.log.With("container", req.Container, "exec", req.ExecID), fan: newFanout(true), gone: make(chan struct{}),
+		rec: record{
+			ID: req.Container, ExecID: req.ExecID, Terminal: req.Terminal, OpenStdin: req.OpenStdin, StdinOnce: true,
+			Status: keeper.Status{ID: req.Container, ExecID: req.ExecID, State: keeper.Running, StartedAt: time.Now().UTC()},
+		},
+	}
+	lc, err := c.runtime()
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	config := lc.Config()
+	if err := s.launch(p, lc, process, &config, u); err != nil {
+		return keeper.Status{}, startError(err)
+	}
+	if err := p.change(func(*record) {}); err != nil {
+		return keeper.Status{}, err
+	}
+	u.Done()
+	c.mu.Lock()
+	c.execs[req.ExecID] = p
+	c.mu.Unlock()
+	s.pushHold(p)
+	p.run()
+	s.watch(c, p)
+	return p.status(), nil
+}
+
+// watch waits for the exit of a process and tells it.
+func (s *Server) watch(c *container, p *proc) {
+	go func() {
+		if err := awaitExit(p.pidfd); err != nil && !errors.Is(err, os.ErrClosed) {
+			p.log.Error("waiting for a process", "err", err)
+		}
+		s.ended(c, p)
+	}()
+}
+
+// ended notes that a process has exited, drains its streams and tells it.
+func (s *Server) ended(c *container, p *proc) {
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	at := time.Now().UTC()
+	st := p.status()
+	final := st
+	final.ExitCode, final.ExitUnknown = -1, true
+	if p.pidfd != nil {
+		code, known := exitCode(st.PID, p.rec.Ticks, p.pidfd)
+		final.ExitCode, final.ExitUnknown = code, !known
+	}
+	final.State, final.PID, final.Paused, final.ExitedAt = keeper.Exited, 0, false, at
+	if p.rec.ExecID == "" {
+		final.OOMKilled = s.wasOOMKilled(c)
+		// The code is safe on disk before anything else: a keeper killed from here on does not lose it.
+		if err := writeJSON(s.exitPath(p.rec.ID), final); err != nil {
+			p.log.Error("cannot write an exit record", "err", err)
+		}
+		if p.rec.SharedPIDs {
+			if err := killCgroup(p.rec.Cgroups); err != nil {
+				p.log.Warn("cannot end all processes that a container left", "err", err)
+			}
+		}
+	}
+	_ = failpoint.Hit("keeper.exit.before-drain")
+	s.finish(c, p, final)
+}
+
+// finish drains the streams of a process that has exited and tells its exit.
+func (s *Server) finish(c *container, p *proc, final keeper.Status) {
+	p.drain()
+	if err := p.change(func(r *record) { r.Status = final }); err != nil && !errors.Is(err, os.ErrNotExist) {
+		p.log.Error("cannot write a record", "err", err)
+	}
+	if p.pidfd != nil {
+		_ = p.pidfd.Close()
+	}
+	close(p.gone)
+	s.pushDrop(p.target(), wire.HandlePIDFD, wire.HandlePTY, wire.HandleStdin, wire.HandleStdout, wire.HandleStderr)
+	s.pushEvent(keeper.Event{Type: keeper.EventExit, Status: final})
+	if p.rec.ExecID != "" {
+		time.AfterFunc(execMemory, func() {
+			p.fan.forget()
+			c.removeExec(p.rec.ExecID)
+			_ = os.RemoveAll(p.dir)
+		})
+	}
+}
+
+// signal sends a signal to a process or to all of a container's.
+func (s *Server) signal(req wire.Signal) error {
+	c, p, err := s.find(req.Target)
+	if err != nil {
+		return err
+	}
+	if req.Signal < 0 || req.Signal > 64 {
+		return fault.New(fault.InvalidArgument, "invalid signal: %d", req.Signal)
+	}
+	if !req.All {
+		if err := p.signal(req.Signal); err != nil {
+			return err
+		}
+		if req.Signal == int(unix.SIGKILL) && c.status().Paused {
+			// With version 1 of cgroups a frozen process does not die.
+			return c.thaw()
+		}
+		return nil
+	}
+	if st := c.status(); st.State == keeper.Exited {
+		return notRunning(st)
+	}
+	lc, err := c.runtime()
+	if err != nil {
+		return err
+	}
+	pids, err := lc.Processes()
+	if err != nil {
+		return err
+	}
+	for _, pid := range pids {
+		if err := unix.Kill(pid, unix.Signal(req.Signal)); err != nil && err != unix.ESRCH {
+			return fmt.Errorf("signal %d to process %d: %w", req.Signal, pid, err)
+		}
+	}
+	if req.Signal == int(unix.SIGKILL) && c.status().Paused {
+		return c.thaw()
+	}
+	return nil
+}
+
+// pause freezes a container.
+func (s *Server) pause(id string) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	switch st := c.status(); {
+	case st.State != keeper.Running:
+		return notRunning(st)
+	case st.Paused:
+		return nil
+	}
+	lc, err := c.runtime()
+	if err != nil {
+		return err
+	}
+	if err := lc.Pause(); err != nil {
+		return fmt.Errorf("pausing container %s: %w", id, err)
+	}
+	return c.change(func(r *record) { r.Status.Paused = r.Status.State == keeper.Running })
+}
+
+// resume thaws a container.
+func (s *Server) resume(id string) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	switch st := c.status(); {
+	case st.State != keeper.Running:
+		return notRunning(st)
+	case !st.Paused:
+		return nil
+	}
+	return c.thaw()
+}
+
+func (c *container) thaw() error {
+	lc, err := c.runtime()
+	if err != nil {
+		return err
+	}
+	if err := lc.Resume(); err != nil && !errors.Is(err, libcontainer.ErrNotPaused) {
+		return fmt.Errorf("resuming container %s: %w", c.rec.ID, err)
+	}
+	return c.change(func(r *record) { r.Status.Paused = false })
+}
+
+// update changes a container's limits.
+func (s *Server) update(id string, doc json.RawMessage) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if st := c.status(); st.State == keeper.Exited {
+		return notRunning(st)
+	}
+	lc, err := c.runtime()
+	if err != nil {
+		return err
+	}
+	config := lc.Config()
+	group := *config.Cgroups
+	if group.Resources, err = mergeResources(config.Cgroups.Resources, doc); err != nil {
+		return err
+	}
+	config.Cgroups = &group
+	err = lc.Set(config)
+	// What was set says that device rules are to be skipped, and with that no exec would start: what is on disk does not.
+	if fresh, lerr := libcontainer.Load(s.stateRoot(), id); lerr == nil {
+		c.mu.Lock()
+		c.lc = fresh
+		c.mu.Unlock()
+	}
+	if err != nil {
+		return fault.New(fault.InvalidArgument, "Cannot update container %s: %w", id, err)
+	}
+	return nil
+}
+
+// delete ends a container and everything of it.
+func (s *Server) delete(ctx context.Context, id string) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.op.Lock()
+	defer c.op.Unlock()
+	if cur, err := s.container(id); err != nil || cur != c {
+		return nil // another call deleted it meanwhile
+	}
+	if c.status().State != keeper.Exited {
+		_ = c.proc.signal(int(unix.SIGKILL))
+		if c.status().Paused {
+			if err := c.thaw(); err != nil {
+				return err
+			}
+		}
+	}
+	select {
+	case <-c.gone:
+	case <-ctx.Done():
+		return fault.New(fault.DeadlineExceeded, "container %s was killed and does not end", id)
+	}
+	// Execs in a shared PID namespace do not go with the first process.
+	c.mu.Lock()
+	execs := slices.Collect(maps.Values(c.execs))
+	c.mu.Unlock()
+	for _, p := range execs {
+		if p == nil {
+			continue
+		}
+		_ = p.signal(int(unix.SIGKILL))
+		select {
+		case <-p.gone:
+		case <-ctx.Done():
+			return fault.New(fault.DeadlineExceeded, "exec %s of container %s was killed and does not end", p.rec.ExecID, id)
+		}
+	}
+	if err := s.destroy(c.lib(), id, c.rec.Cgroups); err != nil {
+		return fmt.Errorf("deleting container %s: %w", id, err)
+	}
+	if err := failpoint.Hit("keeper.delete.after-destroy"); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
+	if err := ignoreMissing(os.Remove(s.exitPath(id))); err != nil {
+		return err
+	}
+	s.release(id)
+	return nil
+}
+
+// destroy removes a container's groups and libcontainer's state.
+func (s *Server) destroy(lc *libcontainer.Container, id string, groups map[string]string) error {
+	if lc != nil {
+		err := lc.Destroy()
+		if err == nil {
+			return nil
+		}
+		s.log.Debug("libcontainer cannot destroy a container; doing so by hand", "container", id, "err", err)
+	}
+	if err := killCgroup(groups); err != nil {
+		return err
+	}
+	if err := cgroups.RemovePaths(maps.Clone(groups)); err != nil {
+		return err
+	}
+	return os.RemoveAll(filepath.Join(s.stateRoot(), id))
+}
+
+// killCgroup kills all processes in a container's groups and waits, bounded, until they have gone.
+func killCgroup(paths map[string]string) error {
+	for wait := time.Millisecond; wait < 2*time.Second; wait *= 2 {
+		var all []int
+		for _, path := range paths {
+			pids, err := cgroups.GetAllPids(path)
+			if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+				return err
+			}
+			all = append(all, pids...)
+		}
+		if len(all) == 0 {
+			return nil
+		}
+		for _, pid := range all {
+			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		time.Sleep(wait)
+	}
+	return fault.New(fault.Conflict, "processes in the groups %v do not end", slices.Collect(maps.Values(paths)))
+}
+
+// wasOOMKilled tells whether the kernel killed a process of the container for memory.
+func (s *Server) wasOOMKilled(c *container) bool {
+	if c == nil {
+		return false
+	}
+	lc := c.lib()
+	if lc == nil {
+		return false
+	}
+	config := lc.Config()
+	m, err := manager.NewWithPaths(config.Cgroups, maps.Clone(c.rec.Cgroups))
+	if err != nil {
+		return false
+	}
+	n, err := m.OOMKillCount()
+	return err == nil && n > 0
+}
+
+// lib returns libcontainer's view, nil for a container whose state was lost.
+func (c *container) lib() *libcontainer.Container {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.lc
+}
+
+// runtime is lib for those that cannot do without.
+func (c *container) runtime() (*libcontainer.Container, error) {
+	if lc := c.lib(); lc != nil {
+		return lc, nil
+	}
+	return nil, fault.New(fault.FailedPrecondition, "the runtime state of container %s was lost: it can only be ended and deleted", c.rec.ID)
+}
+
+// reserveExec takes an exec's ID: until it runs, the map has nil for it.
+func (c *container) reserveExec(id string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, taken := c.execs[id]; taken {
+		return false
+	}
+	c.execs[id] = nil
+	return true
+}
+
+func (c *container) removeExec(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.execs, id)
+}

@@ -1,0 +1,105 @@
+package server
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// openPIDFD opens a pidfd that can wait in the poller.
+func openPIDFD(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	return os.NewFile(uintptr(fd), "pidfd"), nil
+}
+
+// awaitExit waits until the process has exited.
+func awaitExit(pidfd *os.File) error {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return raw.Read(func(fd uintptr) bool {
+		p := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		for {
+			n, err := unix.Poll(p, 0)
+			if err != unix.EINTR {
+				return n > 0 || err != nil
+			}
+		}
+	})
+}
+
+// exitCode returns the exit code of a process that has exited: that of a child, whom it thereby reaps; else what the
+// kernel still knows. known is false when nobody knows any more.
+func exitCode(pid int, ticks uint64, pidfd *os.File) (code int, known bool) {
+	var ws unix.WaitStatus
+	for {
+		got, err := unix.Wait4(pid, &ws, 0, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == nil && got == pid {
+			return codeOf(ws), true
+		}
+		break
+	}
+	// Not our child: it was adopted from a keeper that died. Its new parent has not reaped it yet…
+	if st, err := readStat(pid); err == nil && st.ticks == ticks && st.state == 'Z' {
+		return codeOf(unix.WaitStatus(st.exitCode)), true
+	}
+	// …or has, and the kernel (6.15 and later) tells whoever holds a pidfd.
+	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
+	if err := unix.IoctlPidfdInfo(fdOf(pidfd), &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
+		return codeOf(unix.WaitStatus(info.Exit_code)), true
+	}
+	return -1, false
+}
+
+func codeOf(ws unix.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+type procStat struct {
+	state    byte
+	ticks    uint64 // when it was started, in clock ticks since boot: tells it from another that gets its ID
+	exitCode int
+}
+
+// readStat reads /proc/PID/stat.
+func readStat(pid int) (procStat, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return procStat{}, err
+	}
+	return parseStat(text)
+}
+
+func parseStat(text []byte) (procStat, error) {
+	// The name in parentheses may contain anything; the fields behind the last one count.
+	i := bytes.LastIndexByte(text, ')')
+	if i < 0 {
+		return procStat{}, errors.New("malformed stat")
+	}
+	f := bytes.Fields(text[i+1:])
+	if len(f) < 50 || len(f[0]) != 1 {
+		return procStat{}, errors.New("malformed stat")
+	}
+	ticks, err := strconv.ParseUint(string(f[19]), 10, 64)
+	if err != nil {
+		return procStat{}, err
+	}
+	code, err := strconv.Atoi(string(f[49]))
+	if err != nil {
+		return procStat{}, err
+	}
+	return procStat{state: f[0][0], ticks: ticks, exitCode: code}, nil
+}

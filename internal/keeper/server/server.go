@@ -1,0 +1,528 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/keeper/wire"
+)
+
+// NameServer answers the containers' questions for names; internal/keeper/names is one.
+type NameServer interface {
+	// Set replaces the whole table, opening and closing sockets as it says.
+	Set(keeper.NameTable) error
+	Close() error
+}
+
+// Config is what a keeper is started with.
+type Config struct {
+	ExecRoot     string
+	CgroupParent string
+	Names        NameServer // nil: name tables are kept and not served
+	Logger       *slog.Logger
+	// HandoverFD is the socket by which the daemon hands over what it holds, -1 without one.
+	HandoverFD int
+	// ResumeFD is the file by which the program that ran in this process before left what it had, -1 without one.
+	ResumeFD int
+	// Args are the program's own arguments, for the one that replaces it; those about descriptors left out.
+	Args []string
+}
+
+// Server is a running keeper.
+type Server struct {
+	cfg   Config
+	log   *slog.Logger
+	root  string // EXEC-ROOT/keeper
+	lock  *os.File
+	names NameServer
+	oom   oomWatcher
+	end   context.CancelFunc
+
+	// replacing is held for writing while the program is replaced: nothing is being made or ended then.
+	replacing sync.RWMutex
+
+	mu         sync.Mutex
+	listener   *net.UnixListener
+	containers map[string]*container // nil while one is being made
+	watchers   map[*wire.Conn]bool   // daemons to be told: true once the greeting was answered
+}
+
+// Run is a keeper's whole life: it adopts what runs, answers the daemon, and returns when it was told to end.
+func Run(ctx context.Context, cfg Config) error {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	s := &Server{
+		cfg: cfg, log: cfg.Logger, root: filepath.Join(cfg.ExecRoot, "keeper"), names: cfg.Names, end: end,
+		containers: map[string]*container{}, watchers: map[*wire.Conn]bool{},
+	}
+	var handover *wire.Conn
+	if cfg.HandoverFD >= 0 {
+		c, err := connOf(cfg.HandoverFD)
+		if err != nil {
+			return fmt.Errorf("handover: %w", err)
+		}
+		handover = c
+		defer c.Close()
+	}
+	err := s.prepare(ctx, handover)
+	if handover != nil {
+		_ = handover.Send(wire.Message{Op: wire.HandoverReady, Err: wire.ErrorOf(err)})
+		_ = handover.Close()
+	}
+	if err != nil {
+		return err
+	}
+	defer s.lock.Close()
+	stop := context.AfterFunc(ctx, func() { _ = s.listener.Close() })
+	defer stop()
+	s.log.Info("ready", "pid", os.Getpid(), "containers", len(s.containers))
+	for {
+		c, err := s.listener.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil {
+				break
+			}
+			s.log.Error("accepting a connection", "err", err)
+			time.Sleep(10 * time.Millisecond) // out of descriptors: not a busy loop
+			continue
+		}
+		go s.serve(c)
+	}
+	if s.mayEnd() == nil {
+		_ = os.Remove(keeper.SocketPath(s.cfg.ExecRoot))
+		s.leaveOwnCgroup()
+	}
+	if s.names != nil {
+		return s.names.Close()
+	}
+	return nil
+}
+
+// prepare takes the exec root, adopts what runs, and listens.
+func (s *Server) prepare(ctx context.Context, handover *wire.Conn) error {
+	for _, dir := range []string{"containers", "io", "exits"} {
+		if err := os.MkdirAll(filepath.Join(s.root, dir), 0o700); err != nil {
+			return err
+		}
+	}
+	given := handed{}
+	var resumed *resumeState
+	if s.cfg.ResumeFD >= 0 {
+		var err error
+		if resumed, err = readResume(s.cfg.ResumeFD, given); err != nil {
+			return fmt.Errorf("taking over from the program before: %w", err)
+		}
+		s.lock = os.NewFile(uintptr(resumed.Lock), "lock")
+	} else if err := s.takeLock(ctx); err != nil {
+		return err
+	}
+	if handover != nil {
+		if err := receiveHandover(handover, given); err != nil {
+			return err
+		}
+	}
+	s.joinOwnCgroup()
+	s.adopt(given)
+	given.closeRest()
+	s.loadNames()
+	return s.listen(resumed)
+}
+
+// takeLock waits for a keeper that is about to end.
+func (s *Server) takeLock(ctx context.Context) error {
+	f, err := os.OpenFile(filepath.Join(s.root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	got := make(chan error, 1)
+	go func() { got <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
+	select {
+	case err := <-got:
+		s.lock = f
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(5 * time.Second):
+		return fault.New(fault.Conflict, "another keeper holds %s and does not listen", f.Name())
+	}
+}
+
+func (s *Server) listen(resumed *resumeState) error {
+	path := keeper.SocketPath(s.cfg.ExecRoot)
+	if resumed != nil {
+		f := os.NewFile(uintptr(resumed.Listener), path)
+		defer f.Close()
+		l, err := net.FileListener(f)
+		if err != nil {
+			return err
+		}
+		s.listener = l.(*net.UnixListener)
+		return nil
+	}
+	if err := ignoreMissing(os.Remove(path)); err != nil {
+		return err
+	}
+	old := unix.Umask(0o177)
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	unix.Umask(old)
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	s.listener = l
+	return nil
+}
+
+// serve answers one connection.
+func (s *Server) serve(uc *net.UnixConn) {
+	defer uc.Close()
+	if err := wire.CheckPeer(uc); err != nil {
+		s.log.Warn("refused a connection", "err", err)
+		return
+	}
+	conn := wire.NewConn(uc)
+	defer s.unwatch(conn)
+	for {
+		m, fds, err := conn.Recv()
+		wire.CloseFDs(fds)
+		if err != nil {
+			if !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+				s.log.Warn("a connection broke", "err", err)
+			}
+			return
+		}
+		switch m.Op {
+		case wire.OpAttach:
+			s.attach(conn, m)
+			return
+		case wire.OpHello: // in order with what follows
+			out, err := s.hello(conn, m.Body)
+			s.respond(conn, m.ID, out, err)
+			if err == nil {
+				go s.catchUp(conn)
+			}
+		default:
+			go s.answer(conn, m)
+		}
+	}
+}
+
+func (s *Server) respond(conn *wire.Conn, id uint64, out any, err error) {
+	m := wire.Message{ID: id, Err: wire.ErrorOf(err)}
+	if err == nil && out != nil {
+		m.Body, err = json.Marshal(out)
+		m.Err = wire.ErrorOf(err)
+	}
+	if err := conn.Send(m); err != nil {
+		_ = conn.Close()
+	}
+}
+
+// answer carries out a request.
+func (s *Server) answer(conn *wire.Conn, m wire.Message) {
+	if m.Op == wire.OpUpgrade {
+		s.respond(conn, m.ID, nil, s.upgrade(m.Body))
+		return
+	}
+	s.replacing.RLock()
+	defer s.replacing.RUnlock()
+	out, err := s.do(m.Op, m.Body)
+	if err != nil {
+		s.log.Debug("request failed", "op", m.Op, "err", err)
+	}
+	s.respond(conn, m.ID, out, err)
+	if m.Op == wire.OpShutdown && err == nil {
+		s.end()
+	}
+}
+
+func (s *Server) do(op string, body json.RawMessage) (any, error) {
+	switch op {
+	case wire.OpCreate:
+		return with(body, s.create)
+	case wire.OpStart:
+		return with(body, func(t wire.Target) (keeper.Status, error) { return s.start(t.ID) })
+	case wire.OpExec:
+		return with(body, s.exec)
+	case wire.OpSignal:
+		return with(body, func(r wire.Signal) (any, error) { return nil, s.signal(r) })
+	case wire.OpResize:
+		return with(body, func(r wire.Resize) (any, error) {
+			_, p, err := s.find(r.Target)
+			if err != nil {
+				return nil, err
+			}
+			return nil, p.resize(r.Rows, r.Cols)
+		})
+	case wire.OpPause:
+		return with(body, func(t wire.Target) (any, error) { return nil, s.pause(t.ID) })
+	case wire.OpResume:
+		return with(body, func(t wire.Target) (any, error) { return nil, s.resume(t.ID) })
+	case wire.OpUpdate:
+		return with(body, func(r struct {
+			wire.Target
+			Resources json.RawMessage `json:"resources"`
+		}) (any, error) {
+			return nil, s.update(r.ID, r.Resources)
+		})
+	case wire.OpDelete:
+		return with(body, func(t wire.Target) (any, error) {
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			return nil, s.delete(ctx, t.ID)
+		})
+	case wire.OpList:
+		return s.list(), nil
+	case wire.OpStatus:
+		return with(body, func(t wire.Target) (keeper.Status, error) {
+			_, p, err := s.find(t)
+			if err != nil {
+				return keeper.Status{}, err
+			}
+			return p.status(), nil
+		})
+	case wire.OpNames:
+		return with(body, func(t keeper.NameTable) (any, error) { return nil, s.setNames(t) })
+	case wire.OpShutdown:
+		return nil, s.mayEnd()
+	}
+	return nil, fault.New(fault.NotImplemented, "this keeper does not know the request %q", op)
+}
+
+// with decodes a request's body for f.
+func with[In, Out any](body json.RawMessage, f func(In) (Out, error)) (any, error) {
+	var in In
+	if err := json.Unmarshal(body, &in); err != nil {
+		return nil, fault.New(fault.InvalidArgument, "malformed request: %w", err)
+	}
+	return f(in)
+}
+
+// hello opens a connection.
+func (s *Server) hello(conn *wire.Conn, body json.RawMessage) (any, error) {
+	var h wire.Hello
+	if err := json.Unmarshal(body, &h); err != nil {
+		return nil, fault.New(fault.InvalidArgument, "malformed greeting: %w", err)
+	}
+	if h.Events && h.Version == keeper.ProtocolVersion {
+		s.mu.Lock()
+		s.watchers[conn] = false
+		s.mu.Unlock()
+	}
+	return wire.HelloReply{Version: keeper.ProtocolVersion, PID: os.Getpid()}, nil
+}
+
+// catchUp sends a daemon that has connected the descriptors of all that runs and the exits of all that does not, and
+// from then on what happens.
+func (s *Server) catchUp(conn *wire.Conn) {
+	s.mu.Lock()
+	_, wanted := s.watchers[conn]
+	if wanted {
+		s.watchers[conn] = true
+	}
+	s.mu.Unlock()
+	if !wanted {
+		return
+	}
+	for _, p := range s.all() {
+		if st := p.status(); st.State == keeper.Exited {
+			sendEvent(conn, keeper.Event{Type: keeper.EventExit, Status: st})
+		} else {
+			sendHold(conn, p)
+		}
+	}
+}
+
+func (s *Server) unwatch(conn *wire.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.watchers, conn)
+}
+
+func (s *Server) eachWatcher(f func(*wire.Conn)) {
+	s.mu.Lock()
+	list := make([]*wire.Conn, 0, len(s.watchers))
+	for c, greeted := range s.watchers {
+		if greeted {
+			list = append(list, c)
+		}
+	}
+	s.mu.Unlock()
+	for _, c := range list {
+		f(c)
+	}
+}
+
+func (s *Server) pushEvent(e keeper.Event) { s.eachWatcher(func(c *wire.Conn) { sendEvent(c, e) }) }
+func (s *Server) pushHold(p *proc)         { s.eachWatcher(func(c *wire.Conn) { sendHold(c, p) }) }
+
+func (s *Server) pushDrop(t wire.Target, names ...string) {
+	s.eachWatcher(func(c *wire.Conn) { push(c, wire.PushDrop, wire.Handle{Target: t, Names: names}) })
+}
+
+func sendEvent(c *wire.Conn, e keeper.Event) { push(c, wire.PushEvent, e) }
+
+func sendHold(c *wire.Conn, p *proc) {
+	names, fds := p.handles()
+	if len(names) > 0 {
+		push(c, wire.PushHold, wire.Handle{Target: p.target(), Names: names}, fds...)
+	}
+}
+
+func push(c *wire.Conn, op string, v any, fds ...int) {
+	body, err := json.Marshal(v)
+	if err != nil {
+		return
+	}
+	if err := c.Send(wire.Message{Op: op, Body: body}, fds...); err != nil {
+		_ = c.Close()
+	}
+}
+
+// reserve takes a container's ID: until it is published, it cannot be found.
+func (s *Server) reserve(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, taken := s.containers[id]; taken {
+		return false
+	}
+	s.containers[id] = nil
+	return true
+}
+
+func (s *Server) release(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.containers, id)
+}
+
+// publish makes a container known.
+func (s *Server) publish(c *container) {
+	s.mu.Lock()
+	s.containers[c.rec.ID] = c
+	s.mu.Unlock()
+	s.pushHold(c.proc)
+	s.watchOOM(c)
+}
+
+func (s *Server) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.containers[id]; c != nil {
+		return c, nil
+	}
+	return nil, fault.New(fault.NotFound, "No such container: %s", id)
+}
+
+// find returns a container and the process meant: its first one, or an exec.
+func (s *Server) find(t wire.Target) (*container, *proc, error) {
+	c, err := s.container(t.ID)
+	if err != nil || t.ExecID == "" {
+		if err != nil {
+			return nil, nil, err
+		}
+		return c, c.proc, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p := c.execs[t.ExecID]; p != nil {
+		return c, p, nil
+	}
+	return nil, nil, fault.New(fault.NotFound, "No such exec instance: %s", t.ExecID)
+}
+
+// all returns every process looked after.
+func (s *Server) all() []*proc {
+	s.mu.Lock()
+	var containers []*container
+	for _, c := range s.containers {
+		if c != nil {
+			containers = append(containers, c)
+		}
+	}
+	s.mu.Unlock()
+	var list []*proc
+	for _, c := range containers {
+		list = append(list, c.proc)
+		c.mu.Lock()
+		for _, p := range c.execs {
+			if p != nil {
+				list = append(list, p)
+			}
+		}
+		c.mu.Unlock()
+	}
+	return list
+}
+
+func (s *Server) list() []keeper.Status {
+	out := []keeper.Status{}
+	for _, p := range s.all() {
+		out = append(out, p.status())
+	}
+	return out
+}
+
+func (s *Server) mayEnd() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := len(s.containers); n > 0 {
+		return fault.New(fault.Conflict, "the keeper has %d containers: delete them first", n)
+	}
+	return nil
+}
+
+func (s *Server) namesPath() string { return filepath.Join(s.root, "names.json") }
+
+// setNames takes a new name table: on disk first, so that it is there for the next keeper.
+func (s *Server) setNames(t keeper.NameTable) error {
+	if err := writeJSON(s.namesPath(), t); err != nil {
+		return fmt.Errorf("name table: %w", err)
+	}
+	if s.names == nil {
+		return nil
+	}
+	return s.names.Set(t)
+}
+
+func (s *Server) loadNames() {
+	var t keeper.NameTable
+	err := readJSON(s.namesPath(), &t)
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	if err == nil && s.names != nil {
+		err = s.names.Set(t)
+	}
+	if err != nil {
+		s.log.Error("cannot serve the name table of before", "err", err)
+	}
+}
+
+func connOf(fd int) (*wire.Conn, error) {
+	f := os.NewFile(uintptr(fd), "socket")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil, err
+	}
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		_ = c.Close()
+		return nil, errors.New("not a Unix socket")
+	}
+	return wire.NewConn(uc), nil
+}

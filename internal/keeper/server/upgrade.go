@@ -1,0 +1,151 @@
+package server
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"github.com/opencontainers/runc/libcontainer/exeseal"
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/keeper/wire"
+)
+
+// resumeState is what one program leaves to the next in the same process: numbers of open descriptors.
+type resumeState struct {
+	Lock      int             `json:"lock"`
+	Listener  int             `json:"listener"`
+	Processes []resumeProcess `json:"processes"`
+}
+
+type resumeProcess struct {
+	wire.Handle
+	FDs []int `json:"fds"`
+}
+
+// upgrade replaces the running program by another one, in this process: the containers stay its children, and what they
+// print waits in their pipes meanwhile. It returns only when it fails, with nothing changed.
+func (s *Server) upgrade(body json.RawMessage) error {
+	var req wire.Upgrade
+	if err := json.Unmarshal(body, &req); err != nil {
+		return fault.New(fault.InvalidArgument, "malformed request: %w", err)
+	}
+	if err := unix.Access(req.Binary, unix.X_OK); err != nil {
+		return fault.New(fault.InvalidArgument, "cannot upgrade to %q: %w", req.Binary, err)
+	}
+	s.replacing.Lock()
+	defer s.replacing.Unlock()
+	var inherit []int
+	defer func() { wire.CloseFDs(inherit) }()
+	keep := func(fd int) (int, error) {
+		dup, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD, 3)
+		if err == nil {
+			inherit = append(inherit, dup)
+		}
+		return dup, err
+	}
+	var state resumeState
+	var err error
+	if state.Lock, err = keep(int(s.lock.Fd())); err != nil {
+		return err
+	}
+	raw, err := s.listener.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if cerr := raw.Control(func(fd uintptr) { state.Listener, err = keep(int(fd)) }); cerr != nil || err != nil {
+		return fmt.Errorf("listening socket: %w", first2(cerr, err))
+	}
+	for _, p := range s.all() {
+		names, fds := p.handles()
+		rp := resumeProcess{Handle: wire.Handle{Target: p.target(), Names: names}}
+		for _, fd := range fds {
+			dup, err := keep(fd)
+			if err != nil {
+				return err
+			}
+			rp.FDs = append(rp.FDs, dup)
+		}
+		state.Processes = append(state.Processes, rp)
+	}
+	text, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.MemfdCreate("resume", 0)
+	if err != nil {
+		return os.NewSyscallError("memfd_create", err)
+	}
+	inherit = append(inherit, fd)
+	if n, err := unix.Pwrite(fd, text, 0); err != nil || n != len(text) {
+		return fmt.Errorf("leaving the state: %w", err)
+	}
+	s.log.Info("replacing the program", "binary", req.Binary)
+	args := append(slices.Clone(s.cfg.Args), "--resume-fd", strconv.Itoa(fd))
+	err = syscall.Exec(req.Binary, args, os.Environ())
+	return fault.New(fault.FailedPrecondition, "cannot run %s: %w", req.Binary, err)
+}
+
+func first2(a, b error) error {
+	if a != nil {
+		return a
+	}
+	return b
+}
+
+// readResume reads what the program before left.
+func readResume(fd int, into handed) (*resumeState, error) {
+	f := os.NewFile(uintptr(fd), "resume")
+	defer f.Close()
+	text, err := io.ReadAll(io.NewSectionReader(f, 0, 64<<20))
+	if err != nil {
+		return nil, err
+	}
+	var state resumeState
+	if err := json.Unmarshal(text, &state); err != nil {
+		return nil, err
+	}
+	unix.CloseOnExec(state.Lock)
+	unix.CloseOnExec(state.Listener)
+	for _, p := range state.Processes {
+		for _, fd := range p.FDs {
+			unix.CloseOnExec(fd)
+		}
+		if len(p.FDs) == len(p.Names) {
+			into.add(p.Handle, p.FDs)
+		}
+	}
+	return &state, nil
+}
+
+// Seal makes the program run from a sealed copy in memory, which no container can write to (CVE-2019-5736). libcontainer
+// makes such a copy at every start of a process unless its own program is one. On success it does not return: the copy
+// runs from the beginning, with the same arguments and descriptors. An error means that the program stays as it is.
+func Seal(args, env []string) error {
+	if exeseal.IsSelfExeCloned() {
+		return nil
+	}
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return err
+	}
+	defer self.Close()
+	fi, err := self.Stat()
+	if err != nil {
+		return err
+	}
+	copied, err := exeseal.CloneBinary(self, fi.Size(), "sampan-keeper", os.TempDir())
+	if err != nil {
+		return err
+	}
+	defer copied.Close()
+	if !exeseal.IsCloned(copied) {
+		return fmt.Errorf("no sealed memory file could be made")
+	}
+	return syscall.Exec("/proc/self/fd/"+strconv.Itoa(int(copied.Fd())), args, env)
+}
