@@ -34,6 +34,8 @@ type SandboxConfig struct {
 	Addr      netip.Prefix // its address
 	// Legs are the addresses on the ingress network of all nodes, with their marks.
 	Legs map[netip.Addr]uint32
+	// Afresh: the sandbox has other networks than before, so its default route may be another.
+	Afresh bool
 }
 
 // Sandbox is the side of one member. It is safe for concurrent use.
@@ -96,7 +98,7 @@ func rules(s *state) []nft.Chain {
 func (s *Sandbox) Set(cfg SandboxConfig) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k := s.known; k != nil && k.iface == cfg.Interface && k.addr == cfg.Addr && maps.Equal(k.legs, cfg.Legs) {
+	if k := s.known; !cfg.Afresh && k != nil && k.iface == cfg.Interface && k.addr == cfg.Addr && maps.Equal(k.legs, cfg.Legs) {
 		return nil
 	}
 	ns, err := netns.Open(s.path)

@@ -214,4 +214,3 @@ func TestFill(t *testing.T) {
 		t.Errorf("first with different salts: %v", first)
 	}
 }
-

@@ -33,8 +33,13 @@ func (d *Driver) Join(_ context.Context, id string, p Port) (mtu int, err error)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.gone || s.vxlan == 0 {
-		return 0, fault.New(fault.FailedPrecondition, "overlay network %s is not set up on this host", id)
+	if s.gone {
+		return 0, fault.New(fault.FailedPrecondition, "overlay network %s is being removed", id)
+	}
+	if s.bridge == 0 { // nothing was applied since the process started: what an earlier one made will do
+		if err := d.find(s); err != nil {
+			return 0, fmt.Errorf("overlay network %s is not set up on this host: %w", id, err)
+		}
 	}
 	h, err := d.handle(p.NetNS)
 	if err != nil {
@@ -45,6 +50,19 @@ func (d *Driver) Join(_ context.Context, id string, p Port) (mtu int, err error)
 		return 0, fmt.Errorf("join %s to overlay network %s: %w", p.Interface, id, err)
 	}
 	return s.mtu, nil
+}
+
+// find adopts the namespace and the bridge only.
+func (d *Driver) find(s *segment) error {
+	if err := d.open(s); err != nil {
+		return err
+	}
+	l, err := link.Get(s.h, bridgeName)
+	if err != nil {
+		return err
+	}
+	s.bridge, s.mtu = l.Attrs().Index, l.Attrs().MTU
+	return nil
 }
 
 func (s *segment) join(h *netlink.Handle, p Port) error {
