@@ -1,0 +1,167 @@
+package container
+
+import (
+	"context"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/fault/undo"
+)
+
+// Create makes a container from an image that is on this host: a record, a writable root file system and its volumes.
+// Either all of it exists afterwards or nothing.
+func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (id string, warnings []string, err error) {
+	img, err := m.Images.Get(ctx, cfg.Image)
+	if err != nil {
+		return "", nil, err
+	}
+	if err := checkPlatform(cfg.Image, platform, img.OS, img.Architecture, img.Variant); err != nil {
+		return "", nil, err
+	}
+	cfg = cloneConfig(cfg)
+	if err := mergeImage(&cfg, &img); err != nil {
+		return "", nil, err
+	}
+	if warnings, err = m.validate(&cfg, false); err != nil {
+		return "", warnings, err
+	}
+
+	id = newID()
+	if cfg.Name, err = m.reserve(cfg.Name, id); err != nil {
+		return "", warnings, err
+	}
+	u := undo.New()
+	defer func() {
+		if uerr := u.Run(); uerr != nil {
+			m.log.Error("undoing a failed create", "container", id, "error", uerr)
+		}
+	}()
+	u.Add(func() error { m.release(cfg.Name, id); return nil })
+
+	c := newCtr(id, filepath.Join(m.Root, id))
+	if cfg.Hostname == "" {
+		cfg.Hostname = short(id)
+		if cfg.Host.NetworkMode == "host" || cfg.Host.UTSMode == "host" {
+			if cfg.Hostname, err = os.Hostname(); err != nil {
+				return "", warnings, err
+			}
+		}
+	}
+	args := slices.Concat(cfg.Entrypoint, cfg.Cmd)
+	c.rec.Container = Container{
+		ID: id, Created: time.Now().UTC(), Path: args[0], Args: args[1:], Config: cfg,
+		ImageID: img.ID, ImageDigest: img.Target.Digest.String(), Driver: "overlayfs",
+		State:        State{Status: StatusCreated},
+		HostnamePath: filepath.Join(c.dir, "hostname"), HostsPath: filepath.Join(c.dir, "hosts"),
+		ResolvConfPath: filepath.Join(c.dir, "resolv.conf"),
+	}
+	if cfg.Host.Log.Driver != "none" {
+		c.rec.LogPath = filepath.Join(c.dir, id+"-json.log")
+	}
+	if err := m.checkJoins(&cfg); err != nil {
+		return "", warnings, err
+	}
+
+	if err := os.Mkdir(c.dir, 0o710); err != nil {
+		return "", warnings, err
+	}
+	u.Add(func() error { return os.RemoveAll(c.dir) })
+	if err := m.Images.PrepareRootfs(ctx, id, img.ID); err != nil {
+		return "", warnings, err
+	}
+	u.Add(func() error { return m.Images.RemoveRootfs(context.WithoutCancel(ctx), id) })
+	if err := failpoint.Hit("engine/container.create.after-rootfs"); err != nil {
+		return "", warnings, err
+	}
+	if err := m.planMounts(ctx, c, u); err != nil {
+		return "", warnings, err
+	}
+	if c.needsFill() {
+		if err := m.fillFromImage(ctx, c); err != nil {
+			return "", warnings, err
+		}
+	}
+	if err := failpoint.Hit("engine/container.create.after-volumes"); err != nil {
+		return "", warnings, err
+	}
+	if err := c.save(); err != nil {
+		return "", warnings, err
+	}
+	m.mu.Lock()
+	m.byID[id] = c
+	m.mu.Unlock()
+	u.Done()
+	m.event(&c.rec.Container, "create")
+	return id, warnings, nil
+}
+
+// fillFromImage mounts the root file system for as long as volumes are filled from it.
+func (m *Manager) fillFromImage(ctx context.Context, c *ctr) error {
+	target, err := m.rootfsTarget(c)
+	if err != nil {
+		return err
+	}
+	r, err := m.Images.MountRootfs(ctx, c.id, target)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := m.Images.UnmountRootfs(context.WithoutCancel(ctx), c.id, target); err != nil {
+			m.log.Warn("unmounting a root file system", "container", c.id, "error", err)
+		}
+		_ = os.RemoveAll(filepath.Dir(target)) // empty folders
+	}()
+	return c.fillVolumes(r.Path)
+}
+
+// rootfsTarget makes and returns the folder a container's root file system is mounted on.
+func (m *Manager) rootfsTarget(c *ctr) (string, error) {
+	t := filepath.Join(m.execDir(), c.id, "rootfs")
+	return t, os.MkdirAll(t, 0o710)
+}
+
+func checkPlatform(ref, platform, os, arch, variant string) error {
+	if platform == "" {
+		return nil
+	}
+	want := strings.Split(platform, "/")
+	have := []string{os, arch, variant}
+	for i, w := range want[:min(len(want), 3)] {
+		if w != "" && have[i] != "" && !strings.EqualFold(w, have[i]) {
+			return fault.New(fault.NotFound, "image with reference %s was found but its platform (%s/%s) does not match the specified platform (%s)", ref, os, arch, platform)
+		}
+	}
+	return nil
+}
+
+// cloneConfig copies what Create will change, so that the caller keeps its own.
+func cloneConfig(c Config) Config {
+	c.Labels = maps.Clone(c.Labels)
+	c.Env = slices.Clone(c.Env)
+	c.Volumes = slices.Clone(c.Volumes)
+	c.ExposedPorts = slices.Clone(c.ExposedPorts)
+	c.Network.Endpoints = maps.Clone(c.Network.Endpoints)
+	return c
+}
+
+// checkJoins makes sure that the containers whose namespaces are to be joined exist, and names them by ID.
+func (m *Manager) checkJoins(cfg *Config) error {
+	for _, mode := range []*string{&cfg.Host.NetworkMode, &cfg.Host.IpcMode, &cfg.Host.PidMode} {
+		ref, ok := strings.CutPrefix(*mode, "container:")
+		if !ok {
+			continue
+		}
+		other, err := m.find(ref)
+		if err != nil {
+			return err
+		}
+		*mode = "container:" + other.id
+	}
+	return nil
+}

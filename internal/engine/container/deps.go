@@ -1,0 +1,68 @@
+package container
+
+import (
+	"context"
+	"io"
+
+	"github.com/sampan-cloud/sampan/internal/engine/events"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+	"github.com/sampan-cloud/sampan/internal/engine/volume"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+)
+
+// Keeper runs processes: (*keeper.Client).
+type Keeper interface {
+	Create(ctx context.Context, spec keeper.Spec) (keeper.Status, error)
+	Start(ctx context.Context, id string) (keeper.Status, error)
+	Exec(ctx context.Context, p keeper.Process) (keeper.Status, error)
+	Attach(ctx context.Context, o keeper.AttachOptions) (*keeper.Stream, error)
+	Signal(ctx context.Context, id, execID string, sig int, all bool) error
+	Resize(ctx context.Context, id, execID string, rows, cols uint16) error
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	Update(ctx context.Context, id string, r keeper.Resources) error
+	Delete(ctx context.Context, id string) error
+	List(ctx context.Context) ([]keeper.Status, error)
+	Events() <-chan keeper.Event
+}
+
+// Images gives containers their root file systems: (*image.Store).
+type Images interface {
+	Get(ctx context.Context, ref string) (image.Image, error)
+	PrepareRootfs(ctx context.Context, containerID, imageID string) error
+	MountRootfs(ctx context.Context, containerID, target string) (image.Rootfs, error)
+	UnmountRootfs(ctx context.Context, containerID, target string) error
+	RemoveRootfs(ctx context.Context, containerID string) error
+	RootfsUsage(ctx context.Context, containerID string) (rw, total int64, err error)
+	RootfsDiff(ctx context.Context, containerID string) ([]image.Change, error)
+	ExportLayer(ctx context.Context, containerID string, w io.Writer) error
+	Commit(ctx context.Context, r image.CommitRequest) (image.Image, error)
+}
+
+// Volumes holds the named volumes that containers mount: (*volume.Store).
+type Volumes interface {
+	Create(ctx context.Context, v volume.Volume) (volume.Volume, error)
+	Get(name string) (volume.Volume, error)
+	Remove(ctx context.Context, name string, force bool) error
+	Acquire(ctx context.Context, name, user string) (path string, err error)
+	Release(ctx context.Context, name, user string) error
+}
+
+// Networks joins containers to networks. internal/node implements it over internal/network.
+type Networks interface {
+	// Attach makes the container's sandbox and joins it to the networks of its configuration. It is idempotent by the
+	// container's ID. With host networking the attachment has no namespace.
+	Attach(ctx context.Context, c Container) (Attachment, error)
+	// Detach gives up everything Attach made; a container that has nothing is no error.
+	Detach(ctx context.Context, id string) error
+	// Connect and Disconnect change a running container's endpoints.
+	Connect(ctx context.Context, id, network string, e EndpointConfig) (Endpoint, error)
+	Disconnect(ctx context.Context, id, network string) error
+	// ResolveNetwork finds a network by ID, name or unique ID prefix.
+	ResolveNetwork(nameOrID string) (id, name string, err error)
+}
+
+// Events takes what happens to containers: (*events.Bus).
+type Events interface {
+	Publish(e events.Event)
+}

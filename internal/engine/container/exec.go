@@ -1,0 +1,289 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+)
+
+// execKept is how long an exec that has ended can be inspected.
+const execKept = 5 * time.Minute
+
+// execution is a process run in a container besides its first.
+type execution struct {
+	id  string
+	c   *ctr
+	cfg ExecConfig
+
+	mu      sync.Mutex
+	started bool
+	running bool
+	pid     int
+	code    *int
+	endedAt time.Time
+	done    chan struct{} // closed when code is known
+}
+
+// ExecCreate prepares an exec. The container must run.
+func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (string, error) {
+	c, err := m.find(id)
+	if err != nil {
+		return "", err
+	}
+	if len(cfg.Cmd) == 0 {
+		return "", fault.New(fault.InvalidArgument, "No exec command specified")
+	}
+	snap := c.snapshot()
+	if err := canExec(&snap); err != nil {
+		return "", err
+	}
+	e := m.newExec(c, cfg)
+	m.event(&snap, "exec_create: "+strings.Join(cfg.Cmd, " "), "execID", e.id)
+	return e.id, nil
+}
+
+func (m *Manager) newExec(c *ctr, cfg ExecConfig) *execution {
+	e := &execution{id: newID(), c: c, cfg: cfg, done: make(chan struct{})}
+	m.mu.Lock()
+	maps.DeleteFunc(m.execs, func(_ string, o *execution) bool { return o.old() })
+	m.execs[e.id] = e
+	m.mu.Unlock()
+	return e
+}
+
+func (e *execution) old() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.endedAt.IsZero() && time.Since(e.endedAt) > execKept
+}
+
+func canExec(c *Container) error {
+	switch s := &c.State; {
+	case s.Paused:
+		return fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", c.ID)
+	case s.Restarting:
+		return fault.New(fault.Conflict, "container %s is restarting, wait until the container is running", c.ID)
+	case !s.Running:
+		return fault.New(fault.Conflict, "container %s is not running", c.ID)
+	}
+	return nil
+}
+
+func (m *Manager) findExec(id string) (*execution, error) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	e, ok := m.execs[id]
+	if !ok || m.byID[e.c.id] == nil {
+		return nil, fault.New(fault.NotFound, "No such exec instance: %s", id)
+	}
+	return e, nil
+}
+
+// ExecStart runs an exec and returns its streams unless detached. tty replaces the configuration's: clients say it again.
+func (m *Manager) ExecStart(ctx context.Context, execID string, detach, tty bool, size [2]uint16) (Stream, error) {
+	e, err := m.findExec(execID)
+	if err != nil {
+		return nil, err
+	}
+	snap := e.c.snapshot()
+	if err := canExec(&snap); err != nil {
+		return nil, err
+	}
+	if size == [2]uint16{} {
+		size = e.cfg.ConsoleSize
+	}
+	if err := m.startExec(ctx, e, &snap, size); err != nil {
+		return nil, err
+	}
+	if detach {
+		return nil, nil
+	}
+	return m.attachExec(ctx, e)
+}
+
+func (m *Manager) attachExec(ctx context.Context, e *execution) (*attachStream, error) {
+	o := AttachOptions{Stdin: e.cfg.AttachStdin, Stdout: e.cfg.AttachStdout, Stderr: e.cfg.AttachStderr}
+	ks, err := m.Keeper.Attach(ctx, keeper.AttachOptions{ID: e.c.id, ExecID: e.id, Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr})
+	if err != nil {
+		return nil, errorf("attaching to exec %s: %w", short(e.id), err)
+	}
+	s := newStream(m, e.c, o)
+	s.after = e.done
+	s.connected(ks, nil)
+	return s, nil
+}
+
+func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, size [2]uint16) error {
+	e.mu.Lock()
+	switch {
+	case e.running:
+		e.mu.Unlock()
+		return fault.New(fault.Conflict, "exec %s is already running", e.id)
+	case e.started:
+		e.mu.Unlock()
+		return fault.New(fault.Conflict, "exec %s has already run", e.id)
+	}
+	e.started, e.running = true, true
+	e.mu.Unlock()
+
+	st, err := m.runExec(ctx, e, c, size)
+	if err != nil {
+		e.ended(startExitCode(err))
+		return errorf("exec failed: %w", err)
+	}
+	e.mu.Lock()
+	if e.running {
+		e.pid = st.PID
+	}
+	e.mu.Unlock()
+	m.event(c, "exec_start: "+strings.Join(e.cfg.Cmd, " "), "execID", e.id)
+	return nil
+}
+
+func (m *Manager) runExec(ctx context.Context, e *execution, c *Container, size [2]uint16) (keeper.Status, error) {
+	p, err := m.execProcess(c, &e.cfg, size)
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	raw, err := json.Marshal(p)
+	if err != nil {
+		return keeper.Status{}, err
+	}
+	return m.Keeper.Exec(ctx, keeper.Process{Container: c.ID, ExecID: e.id, Process: raw, Terminal: e.cfg.Tty, OpenStdin: e.cfg.AttachStdin})
+}
+
+// execProcess is an exec's process: the container's, with what the exec changes.
+func (m *Manager) execProcess(c *Container, cfg *ExecConfig, size [2]uint16) (*specs.Process, error) {
+	rootfs := filepath.Join(m.execDir(), c.ID, "rootfs")
+	var add []string
+	name := cfg.User
+	if name == "" {
+		name, add = c.Config.User, c.Config.Host.GroupAdd
+	}
+	u, err := lookupUser(rootfs, name, add)
+	if err != nil {
+		return nil, err
+	}
+	sec, err := parseSecurity(c.Config.Host.SecurityOpt)
+	if err != nil {
+		return nil, err
+	}
+	p, err := m.host.process(c, u, sec)
+	if err != nil {
+		return nil, err
+	}
+	p.Args, p.Terminal = cfg.Cmd, cfg.Tty
+	p.Env = mergeEnv(processEnv(&c.Config, cfg.Tty), cfg.Env)
+	p.Cwd = firstNonEmpty(cfg.WorkingDir, p.Cwd)
+	if cfg.Privileged {
+		p.Capabilities = capSet(m.host.caps)
+	}
+	if cfg.Tty && size[0] > 0 && size[1] > 0 {
+		p.ConsoleSize = &specs.Box{Height: uint(size[0]), Width: uint(size[1])}
+	}
+	return p, nil
+}
+
+// ended records an exec's exit once; it reports whether this call did.
+func (e *execution) ended(code int) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.code != nil {
+		return false
+	}
+	e.code, e.running, e.pid, e.endedAt = &code, false, 0, time.Now()
+	close(e.done)
+	return true
+}
+
+// execEnded takes the keeper's word that an exec has ended.
+func (m *Manager) execEnded(st keeper.Status) {
+	m.mu.RLock()
+	e := m.execs[st.ExecID]
+	m.mu.RUnlock()
+	code := st.ExitCode
+	if st.ExitUnknown {
+		code = unknownExit
+	}
+	if e == nil || !e.ended(code) {
+		return
+	}
+	snap := e.c.snapshot()
+	m.event(&snap, "exec_die", "execID", e.id, "exitCode", strconv.Itoa(code))
+}
+
+// forgetExecs ends the execs of a container whose processes are gone with it.
+func (m *Manager) forgetExecs(containerID string, code int) {
+	for _, e := range m.execsOf(containerID) {
+		if e.isRunning() && e.ended(128+9) {
+			snap := e.c.snapshot()
+			m.event(&snap, "exec_die", "execID", e.id, "exitCode", strconv.Itoa(128+9))
+		}
+	}
+}
+
+func (e *execution) isRunning() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.running
+}
+
+func (m *Manager) execsOf(containerID string) []*execution {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	var es []*execution
+	for _, e := range m.execs {
+		if e.c.id == containerID {
+			es = append(es, e)
+		}
+	}
+	return es
+}
+
+// runningExecs are the IDs that inspect shows.
+func (m *Manager) runningExecs(containerID string) []string {
+	var ids []string
+	for _, e := range m.execsOf(containerID) {
+		if e.isRunning() {
+			ids = append(ids, e.id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// ExecResize sets the size of an exec's terminal.
+func (m *Manager) ExecResize(ctx context.Context, execID string, rows, cols uint16) error {
+	e, err := m.findExec(execID)
+	if err != nil {
+		return err
+	}
+	if !e.isRunning() {
+		return fault.New(fault.Conflict, "exec %s is not running", execID)
+	}
+	return m.Keeper.Resize(ctx, e.c.id, e.id, rows, cols)
+}
+
+// ExecGet returns an exec.
+func (m *Manager) ExecGet(execID string) (Exec, error) {
+	e, err := m.findExec(execID)
+	if err != nil {
+		return Exec{}, err
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return Exec{ID: e.id, ContainerID: e.c.id, Config: e.cfg, Running: e.running, ExitCode: e.code, PID: e.pid}, nil
+}
+
+func utoa(n uint16) string { return strconv.Itoa(int(n)) }

@@ -1,0 +1,171 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// ManagerConfig is what a Manager works with.
+type ManagerConfig struct {
+	Root         string // DATA-ROOT/containers: a folder for each container
+	ExecRoot     string // mount points and what a reboot may take
+	CgroupParent string // default "/sampan"; a container's own CgroupParent replaces it
+	DefaultLog   LogConfig
+	// InitPath is the small init that --init puts before the user's process; empty: --init is refused.
+	InitPath string
+	// HostGateway is what "host-gateway" in ExtraHosts stands for; empty: the gateway of the container's first network.
+	HostGateway []netip.Addr
+	Logger      *slog.Logger
+	Keeper      Keeper
+	Images      Images
+	Volumes     Volumes
+	Networks    Networks
+	Events      Events
+}
+
+// Manager owns the containers of one host. Its methods may be called from any goroutine. A container has one lock,
+// held over every change of its state; readers never wait for it, they see the newest published copy.
+type Manager struct {
+	ManagerConfig
+	log *slog.Logger
+
+	mu     sync.RWMutex // guards the maps
+	byID   map[string]*ctr
+	byName map[string]string // name to ID; also while a container is being created
+	execs  map[string]*execution
+
+	watch logWatch
+
+	host host // what the kernel and this process may give to containers
+
+	ctx    context.Context // ends at Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup // background work of this daemon: restarts, health checks, exits
+}
+
+// New opens the folder of containers. Nothing runs until Restore, which must be called once before anything is started.
+// A container whose folder cannot be read is reported and left alone.
+func New(cfg ManagerConfig) (*Manager, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "/sampan"
+	}
+	if cfg.DefaultLog.Driver == "" {
+		cfg.DefaultLog.Driver = "json-file"
+	}
+	for _, d := range []string{cfg.Root, cfg.execDir()} {
+		if err := os.MkdirAll(d, 0o710); err != nil {
+			return nil, fmt.Errorf("container folder: %w", err)
+		}
+	}
+	m := &Manager{
+		ManagerConfig: cfg,
+		log:           cfg.Logger,
+		byID:          map[string]*ctr{},
+		byName:        map[string]string{},
+		execs:         map[string]*execution{},
+		host:          probeHost(),
+	}
+	m.ctx, m.cancel = context.WithCancel(context.Background())
+	if err := m.load(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// Close ends the manager's own work and leaves every container running.
+func (m *Manager) Close() error {
+	m.cancel()
+	m.wg.Wait()
+	return m.watch.close()
+}
+
+func (c ManagerConfig) execDir() string { return filepath.Join(c.ExecRoot, "containers") }
+
+// Get finds a container by full ID, name, or unique ID prefix, in that order.
+func (m *Manager) Get(id string) (Container, error) {
+	c, err := m.find(id)
+	if err != nil {
+		return Container{}, err
+	}
+	s := c.snapshot()
+	s.ExecIDs = m.runningExecs(c.id)
+	return s, nil
+}
+
+// List returns every container, the newest first.
+func (m *Manager) List() []Container {
+	m.mu.RLock()
+	all := make([]Container, 0, len(m.byID))
+	for _, c := range m.byID {
+		all = append(all, c.snapshot())
+	}
+	m.mu.RUnlock()
+	slices.SortFunc(all, func(a, b Container) int {
+		if n := b.Created.Compare(a.Created); n != 0 {
+			return n
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return all
+}
+
+func (m *Manager) find(ref string) (*ctr, error) {
+	if ref == "" {
+		return nil, fault.New(fault.InvalidArgument, "No container name or ID supplied")
+	}
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	if c, ok := m.byID[ref]; ok {
+		return c, nil
+	}
+	if id, ok := m.byName[strings.TrimPrefix(ref, "/")]; ok {
+		if c, ok := m.byID[id]; ok {
+			return c, nil
+		}
+	}
+	var found *ctr
+	for id, c := range m.byID {
+		if !strings.HasPrefix(id, ref) {
+			continue
+		}
+		if found != nil {
+			return nil, fault.New(fault.InvalidArgument, "Multiple IDs found with provided prefix: %s", ref)
+		}
+		found = c
+	}
+	if found == nil {
+		return nil, fault.New(fault.NotFound, "No such container: %s", ref)
+	}
+	return found, nil
+}
+
+// all returns the containers themselves.
+func (m *Manager) all() []*ctr {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	cs := make([]*ctr, 0, len(m.byID))
+	for _, c := range m.byID {
+		cs = append(cs, c)
+	}
+	return cs
+}
+
+// background runs f unless the manager is closed; Close waits for it.
+func (m *Manager) background(f func(ctx context.Context)) {
+	if m.ctx.Err() != nil {
+		return
+	}
+	m.wg.Go(func() { f(m.ctx) })
+}

@@ -1,0 +1,141 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/keeper"
+)
+
+// follow takes what the keeper tells until the manager or the keeper's channel is closed. Each event is handled in a
+// goroutine of its own, so that one container's end never waits for another's; the container's lock puts the events
+// of one container in order.
+func (m *Manager) follow(ctx context.Context) {
+	events := m.Keeper.Events()
+	for {
+		select {
+		case e, ok := <-events:
+			if !ok {
+				return
+			}
+			m.background(func(ctx context.Context) { m.handle(ctx, e) })
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (m *Manager) handle(ctx context.Context, e keeper.Event) {
+	st := e.Status
+	if st.ExecID != "" {
+		if e.Type == keeper.EventExit {
+			m.execEnded(st)
+		}
+		return
+	}
+	m.mu.RLock()
+	c := m.byID[st.ID]
+	m.mu.RUnlock()
+	if c == nil {
+		return
+	}
+	switch e.Type {
+	case keeper.EventExit:
+		c.mu.Lock()
+		if !c.rec.State.Running || c.run == nil || st.PID != 0 && st.PID != c.rec.State.PID {
+			c.mu.Unlock() // told twice, or of an earlier run
+			return
+		}
+		m.ended(context.WithoutCancel(ctx), c, st)
+	case keeper.EventOOM:
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if !c.rec.State.Running {
+			return
+		}
+		c.rec.State.OOMKilled = true
+		m.saveLogged(c)
+		m.event(&c.rec.Container, "oom")
+	}
+}
+
+// ended takes everything of a run down that its process left and decides what comes next. The caller holds c.mu; ended
+// releases it.
+func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
+	code := st.ExitCode
+	if st.ExitUnknown {
+		code = unknownExit
+	}
+	at := st.ExitedAt.UTC()
+	if st.ExitedAt.IsZero() {
+		at = time.Now().UTC()
+	}
+	ran := at.Sub(c.rec.State.StartedAt)
+	c.run.stopHealth()
+	m.cleanup(ctx, c)
+	m.forgetExecs(c.id, code)
+
+	s := &c.rec.State
+	policy := c.rec.Config.Host.Restart
+	pause, restart := c.restart.next(policy, code, ran)
+	restart = restart && !c.stopAsked && m.ctx.Err() == nil
+	health := s.Health
+	*s = State{Status: StatusExited, ExitCode: code, ExitUnknown: st.ExitUnknown, OOMKilled: s.OOMKilled || st.OOMKilled,
+		StartedAt: s.StartedAt, FinishedAt: at, Health: health}
+	if health != nil && health.Status != "none" {
+		h := *health
+		h.Status = "unhealthy"
+		s.Health = &h
+	}
+	if st.ExitUnknown {
+		s.Error = "the exit code is unknown: nobody saw the process end"
+	}
+	if restart {
+		c.rec.RestartCount++
+		s.Status, s.Running, s.Restarting = StatusRestarting, true, true
+	}
+	c.rec.Networks = emptied(c.rec.Networks)
+	m.saveLogged(c)
+	m.event(&c.rec.Container, "die", "exitCode", strconv.Itoa(code), "execDuration", strconv.Itoa(int(ran.Seconds())))
+	close(c.run.ended)
+	c.run = nil
+	c.ended.Store(nil)
+	if restart {
+		m.restartLater(c, pause)
+	}
+	remove := !restart && c.rec.Config.Host.AutoRemove && !c.manualRestart && s.Status != StatusRemoving
+	r := s.result()
+	c.mu.Unlock()
+	c.waiters.told(r, false)
+	if remove {
+		m.autoRemove(c)
+	}
+}
+
+// cleanup gives back what a start took: the keeper's part, network, mounts. Failures are logged: nothing that follows
+// an exit may be held up by them, and Restore tries again.
+func (m *Manager) cleanup(ctx context.Context, c *ctr) {
+	errs := make(chan error, 1)
+	go func() {
+		if strings.HasPrefix(c.rec.Config.Host.NetworkMode, "container:") {
+			errs <- nil
+			return
+		}
+		errs <- m.Networks.Detach(ctx, c.id)
+	}()
+	err := m.Keeper.Delete(ctx, c.id)
+	err = errors.Join(err, m.unmountAll(ctx, c), <-errs)
+	if err != nil {
+		m.log.Error("cleaning up after a container's end", "container", c.id, "error", err)
+	}
+}
+
+// autoRemove removes a container made with --rm, with its anonymous volumes.
+func (m *Manager) autoRemove(c *ctr) {
+	if err := m.remove(context.WithoutCancel(m.ctx), c, false, true); err != nil {
+		m.log.Error("automatic removal of a container", "container", c.id, "error", err)
+	}
+}

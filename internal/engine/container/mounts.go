@@ -1,0 +1,341 @@
+package container
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	contfs "github.com/containerd/continuity/fs"
+	securejoin "github.com/cyphar/filepath-securejoin"
+
+	"github.com/sampan-cloud/sampan/internal/engine/volume"
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/undo"
+)
+
+// plannedMount is a mount that every start of a container makes.
+type plannedMount struct {
+	MountPoint
+	Volume       string // the volume this container holds
+	Anonymous    bool   // the volume goes with the container if that is asked for
+	Fresh        bool   // not yet filled from the image
+	NoCopy       bool
+	NonRecursive bool
+	CreateSource bool
+	Subpath      string
+	TmpfsOptions string
+	Hidden       bool   // made by --tmpfs, which inspect shows in HostConfig.Tmpfs only
+	Rootfs       string // image: the name its snapshot is held under
+}
+
+// planMounts decides a new container's mounts, creating and acquiring its volumes; u takes that back.
+func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
+	cfg := &c.rec.Config
+	plan := map[string]plannedMount{}
+
+	for _, from := range cfg.Host.VolumesFrom {
+		if err := m.planVolumesFrom(from, plan); err != nil {
+			return err
+		}
+	}
+	given := map[string]bool{}
+	for _, mt := range cfg.Host.Mounts {
+		p, err := planMount(mt)
+		if err != nil {
+			return err
+		}
+		if given[p.Destination] {
+			return fault.New(fault.InvalidArgument, "Duplicate mount point: %s", p.Destination)
+		}
+		given[p.Destination] = true
+		if p.Type == MountVolume {
+			v, err := m.Volumes.Create(ctx, volume.Volume{Name: mt.Source, Driver: cmp.Or(mt.Driver, cfg.Host.VolumeDriver, "local"),
+				Labels: mt.Labels, Options: mt.DriverOpts, Anonymous: mt.Source == ""})
+			if err != nil {
+				return err
+			}
+			p.Volume, p.Name, p.Driver = v.Name, v.Name, v.Driver
+			p.Anonymous = mt.Source == ""
+			if p.Anonymous {
+				u.Add(func() error { return m.Volumes.Remove(context.WithoutCancel(ctx), v.Name, true) })
+			}
+		}
+		plan[p.Destination] = p
+	}
+	for target, opts := range cfg.Host.Tmpfs {
+		dst, err := cleanTarget(target)
+		if err != nil {
+			return err
+		}
+		if given[dst] {
+			return fault.New(fault.InvalidArgument, "Duplicate mount point: %s", dst)
+		}
+		plan[dst] = plannedMount{MountPoint: MountPoint{Type: MountTmpfs, Destination: dst, RW: true}, TmpfsOptions: opts, Hidden: true}
+	}
+	for _, target := range cfg.Volumes {
+		dst, err := cleanTarget(target)
+		if err != nil {
+			return err
+		}
+		if _, has := plan[dst]; has {
+			continue
+		}
+		v, err := m.Volumes.Create(ctx, volume.Volume{Driver: cmp.Or(cfg.Host.VolumeDriver, "local"), Anonymous: true})
+		if err != nil {
+			return err
+		}
+		u.Add(func() error { return m.Volumes.Remove(context.WithoutCancel(ctx), v.Name, true) })
+		plan[dst] = plannedMount{MountPoint: MountPoint{Type: MountVolume, Name: v.Name, Destination: dst, Driver: v.Driver, RW: true},
+			Volume: v.Name, Anonymous: true, Fresh: true}
+	}
+
+	for _, p := range plan {
+		if p.Volume != "" {
+			src, err := m.Volumes.Acquire(ctx, p.Volume, c.id)
+			if err != nil {
+				return err
+			}
+			u.Add(func() error { return m.Volumes.Release(context.WithoutCancel(ctx), p.Volume, c.id) })
+			p.Source = src
+		}
+		if p.Type == MountImage {
+			img, err := m.Images.Get(ctx, p.Source)
+			if err != nil {
+				return err
+			}
+			p.Rootfs = c.id + "-image-" + strconv.Itoa(len(c.rec.ExtraRootfs))
+			if err := m.Images.PrepareRootfs(ctx, p.Rootfs, img.ID); err != nil {
+				return err
+			}
+			u.Add(func() error { return m.Images.RemoveRootfs(context.WithoutCancel(ctx), p.Rootfs) })
+			c.rec.ExtraRootfs = append(slices.Clip(c.rec.ExtraRootfs), p.Rootfs)
+		}
+		c.rec.MountPlan = append(c.rec.MountPlan, p)
+	}
+	// A parent's mount comes before what is mounted inside it.
+	slices.SortFunc(c.rec.MountPlan, func(a, b plannedMount) int {
+		if n := strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/"); n != 0 {
+			return n
+		}
+		return strings.Compare(a.Destination, b.Destination)
+	})
+	c.rec.Mounts = mountPoints(c.rec.MountPlan)
+	return nil
+}
+
+func mountPoints(plan []plannedMount) []MountPoint {
+	var mps []MountPoint
+	for _, p := range plan {
+		if !p.Hidden {
+			mps = append(mps, p.MountPoint)
+		}
+	}
+	return mps
+}
+
+func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) error {
+	ref, mode, _ := strings.Cut(from, ":")
+	rw := true
+	switch mode {
+	case "", "rw", "z", "Z":
+	case "ro":
+		rw = false
+	default:
+		return fault.New(fault.InvalidArgument, "invalid mode for volumes-from: %s: want ro or rw", mode)
+	}
+	other, err := m.find(ref)
+	if err != nil {
+		return err
+	}
+	other.mu.Lock()
+	defer other.mu.Unlock()
+	for _, p := range other.rec.MountPlan {
+		if p.Type != MountVolume && p.Type != MountBind {
+			continue
+		}
+		p.RW = p.RW && rw
+		p.Anonymous, p.Fresh = false, false
+		plan[p.Destination] = p
+	}
+	return nil
+}
+
+// planMount checks one mount that was asked for.
+func planMount(mt Mount) (plannedMount, error) {
+	dst, err := cleanTarget(mt.Target)
+	if err != nil {
+		return plannedMount{}, err
+	}
+	bad := func(format string, args ...any) (plannedMount, error) {
+		return plannedMount{}, fault.New(fault.InvalidArgument, "invalid mount config for type %q: "+format, append([]any{string(mt.Type)}, args...)...)
+	}
+	p := plannedMount{
+		MountPoint:   MountPoint{Type: mt.Type, Source: mt.Source, Destination: dst, Mode: mt.Mode, RW: !mt.ReadOnly},
+		NonRecursive: mt.NonRecursive, NoCopy: mt.NoCopy, Subpath: mt.Subpath,
+	}
+	switch mt.Type {
+	case MountBind:
+		if mt.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		if !filepath.IsAbs(mt.Source) {
+			return bad("invalid mount path: '%s' mount path must be absolute", mt.Source)
+		}
+		p.Source = filepath.Clean(mt.Source)
+		if _, err := os.Stat(p.Source); errors.Is(err, fs.ErrNotExist) && !mt.CreateMountpoint {
+			return bad("bind source path does not exist: %s", p.Source)
+		}
+		p.CreateSource = mt.CreateMountpoint
+		p.Propagation = cmp.Or(mt.Propagation, "rprivate")
+		if !slices.Contains([]string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}, p.Propagation) {
+			return bad("invalid propagation mode: %s", p.Propagation)
+		}
+	case MountVolume:
+		if mt.Subpath != "" && (mt.Source == "" || path.IsAbs(mt.Subpath) || !filepath.IsLocal(mt.Subpath)) {
+			return bad("subpath %q must be a relative path inside a named volume", mt.Subpath)
+		}
+		p.Source = ""
+		p.Fresh = !mt.NoCopy
+	case MountTmpfs:
+		if mt.Source != "" {
+			return bad("field Source must not be specified")
+		}
+		var opts []string
+		if mt.TmpfsSize > 0 {
+			opts = append(opts, "size="+strconv.FormatInt(mt.TmpfsSize, 10))
+		}
+		if mt.TmpfsMode != 0 {
+			opts = append(opts, "mode="+strconv.FormatUint(uint64(mt.TmpfsMode), 8))
+		}
+		for _, o := range mt.TmpfsOptions {
+			opts = append(opts, strings.Join(o, "="))
+		}
+		if mt.ReadOnly {
+			opts = append(opts, "ro")
+		}
+		p.TmpfsOptions = strings.Join(opts, ",")
+		p.Mode = mt.Mode
+	case MountImage:
+		if mt.Source == "" {
+			return bad("field Source must not be empty")
+		}
+		p.RW = false
+	default:
+		return plannedMount{}, fault.New(fault.InvalidArgument, "mount type unknown: %q", string(mt.Type))
+	}
+	return p, nil
+}
+
+func cleanTarget(target string) (string, error) {
+	if target == "" {
+		return "", fault.New(fault.InvalidArgument, "invalid mount config: field Target must not be empty")
+	}
+	if !path.IsAbs(target) {
+		return "", fault.New(fault.InvalidArgument, "invalid mount path: '%s' mount path must be absolute", target)
+	}
+	dst := path.Clean(target)
+	if dst == "/" {
+		return "", fault.New(fault.InvalidArgument, "invalid specification: destination can't be '/'")
+	}
+	return dst, nil
+}
+
+// fillVolumes copies what the image has at a volume's place into the volume while it is empty. The container's root
+// file system is mounted at rootfs.
+func (c *ctr) fillVolumes(rootfs string) error {
+	for i, p := range c.rec.MountPlan {
+		if !p.Fresh || p.Volume == "" {
+			continue
+		}
+		if !p.NoCopy && p.Subpath == "" {
+			if err := copyUp(rootfs, p.Destination, p.Source); err != nil {
+				return fault.New(fault.Internal, "filling volume %s from the image's %s: %w", p.Volume, p.Destination, err)
+			}
+		}
+		plan := slices.Clone(c.rec.MountPlan)
+		plan[i].Fresh = false
+		c.rec.MountPlan = plan
+	}
+	return nil
+}
+
+// needsFill reports whether fillVolumes has work to do.
+func (c *ctr) needsFill() bool {
+	return slices.ContainsFunc(c.rec.MountPlan, func(p plannedMount) bool { return p.Fresh && p.Volume != "" && !p.NoCopy })
+}
+
+func copyUp(rootfs, inside, vol string) error {
+	src, err := securejoin.SecureJoin(rootfs, inside)
+	if err != nil {
+		return err
+	}
+	st, err := os.Stat(src)
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	entries, err := os.ReadDir(vol)
+	if err != nil {
+		return err
+	}
+	if len(entries) > 0 && (len(entries) > 1 || entries[0].Name() != "lost+found") {
+		return nil
+	}
+	return contfs.CopyDir(vol, src)
+}
+
+// makeSource makes sure that a mount's source is there and returns its path.
+func (m *Manager) makeSource(ctx context.Context, c *ctr, p plannedMount, u *undo.Stack) (string, error) {
+	switch p.Type {
+	case MountBind:
+		if _, err := os.Stat(p.Source); errors.Is(err, fs.ErrNotExist) {
+			if !p.CreateSource {
+				return "", fault.New(fault.InvalidArgument, "invalid mount config for type \"bind\": bind source path does not exist: %s", p.Source)
+			}
+			if err := os.MkdirAll(p.Source, 0o755); err != nil {
+				return "", fault.New(fault.InvalidArgument, "error while creating mount source path '%s': %w", p.Source, err)
+			}
+		} else if err != nil {
+			return "", fault.New(fault.InvalidArgument, "bind source path %s: %w", p.Source, err)
+		}
+		return p.Source, nil
+	case MountImage:
+		target := filepath.Join(m.execDir(), c.id, p.Rootfs[len(c.id)+1:])
+		if err := os.MkdirAll(target, 0o700); err != nil {
+			return "", err
+		}
+		r, err := m.Images.MountRootfs(ctx, p.Rootfs, target)
+		if err != nil {
+			return "", err
+		}
+		u.Add(func() error { return m.Images.UnmountRootfs(context.WithoutCancel(ctx), p.Rootfs, target) })
+		return subpath(r.Path, p.Subpath)
+	case MountVolume:
+		return subpath(p.Source, p.Subpath)
+	}
+	return p.Source, nil
+}
+
+// subpath resolves a path inside a volume or image without following a link out of it.
+func subpath(root, sub string) (string, error) {
+	if sub == "" {
+		return root, nil
+	}
+	p, err := securejoin.SecureJoin(root, sub)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Lstat(p); err != nil {
+		return "", fault.New(fault.InvalidArgument, "cannot access subpath %s: %w", sub, err)
+	}
+	return p, nil
+}

@@ -1,0 +1,130 @@
+package container
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// Size returns the bytes of a container's writable layer and of its whole root file system.
+func (m *Manager) Size(ctx context.Context, id string) (rw, rootfs int64, err error) {
+	c, err := m.find(id)
+	if err != nil {
+		return 0, 0, err
+	}
+	return m.Images.RootfsUsage(ctx, c.id)
+}
+
+// Diff returns what a container has changed of its image.
+func (m *Manager) Diff(ctx context.Context, id string) ([]image.Change, error) {
+	c, err := m.find(id)
+	if err != nil {
+		return nil, err
+	}
+	return m.Images.RootfsDiff(ctx, c.id)
+}
+
+// Export writes a container's root file system, without its volumes, as a tar archive.
+func (m *Manager) Export(ctx context.Context, id string, w io.Writer) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	s := c.snapshot()
+	if s.State.Status == StatusRemoving || s.State.Dead {
+		return fault.New(fault.Conflict, "You cannot export container %s which is being removed", c.id)
+	}
+	err = m.withRootfs(ctx, c, func(path string) error {
+		root, err := os.OpenRoot(path)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return writeTar(ctx, w, root, ".", "", true)
+	})
+	if err != nil {
+		return errorf("export of container %s: %w", short(c.id), err)
+	}
+	m.event(&s, "export")
+	return nil
+}
+
+// withRootfs calls f with the path of the mounted root file system; it mounts it for that long if the container does
+// not run.
+func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) error) error {
+	c.mu.Lock()
+	target, err := m.rootfsTarget(c)
+	if err != nil {
+		c.mu.Unlock()
+		return err
+	}
+	if c.run != nil {
+		c.mu.Unlock()
+		return f(target)
+	}
+	defer c.mu.Unlock()
+	r, err := m.Images.MountRootfs(ctx, c.id, target)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := m.unmountAll(context.WithoutCancel(ctx), c); err != nil {
+			m.log.Warn("unmounting a root file system", "container", c.id, "error", err)
+		}
+	}()
+	return f(r.Path)
+}
+
+// Commit makes an image of a container. pause stops its processes for that long.
+func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, pause bool) (image.Image, error) {
+	c, err := m.find(id)
+	if err != nil {
+		return image.Image{}, err
+	}
+	s := c.snapshot()
+	if s.State.Status == StatusRemoving || s.State.Dead {
+		return image.Image{}, fault.New(fault.Conflict, "You cannot commit container %s which is being removed", c.id)
+	}
+	if pause && s.State.Running && !s.State.Paused && !s.State.Restarting {
+		if err := m.Pause(ctx, c.id); err != nil {
+			return image.Image{}, err
+		}
+		defer func() {
+			if err := m.Unpause(context.WithoutCancel(ctx), c.id); err != nil && !fault.Is(err, fault.Conflict) {
+				m.log.Error("a container stays paused after a commit", "container", c.id, "error", err)
+			}
+		}()
+	}
+	r.ContainerID, r.ParentID = c.id, s.ImageID
+	r.Config = imageConfig(&s.Config, r.Config)
+	img, err := m.Images.Commit(ctx, r)
+	if err != nil {
+		return image.Image{}, err
+	}
+	m.event(&s, "commit", "comment", r.Comment, "imageID", img.ID, "imageRef", r.Ref)
+	return img, nil
+}
+
+// imageConfig is the image configuration that would run a container as this one runs, laid over base.
+func imageConfig(cfg *Config, base image.Image) image.Image {
+	ic := &base.Config
+	ic.User, ic.WorkingDir, ic.StopSignal = cfg.User, cfg.WorkingDir, cfg.StopSignal
+	ic.Env, ic.Cmd, ic.Entrypoint, ic.Labels = cfg.Env, cfg.Cmd, cfg.Entrypoint, cfg.Labels
+	ic.ExposedPorts = map[string]struct{}{}
+	for _, p := range cfg.ExposedPorts {
+		ic.ExposedPorts[utoa(p.Port)+"/"+p.Protocol] = struct{}{}
+	}
+	ic.Volumes = map[string]struct{}{}
+	for _, v := range cfg.Volumes {
+		ic.Volumes[v] = struct{}{}
+	}
+	base.Shell = cfg.Shell
+	if h := cfg.Health; h != nil {
+		base.Healthcheck = &image.Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod,
+			StartInterval: h.StartInterval, Retries: h.Retries}
+	}
+	return base
+}

@@ -1,0 +1,262 @@
+package container
+
+import (
+	"context"
+	"strconv"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/signal"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+const (
+	defaultStopTimeout = 10 // seconds
+	killPatience       = 10 * time.Second
+)
+
+// Stop ends a container: its stop signal, then after timeout seconds (nil: the container's own, negative: never)
+// SIGKILL. fault.NotModified if it does not run. It goes on when ctx ends: half a stop is no use to anybody.
+func (m *Manager) Stop(ctx context.Context, id, sig string, timeout *int) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	if !c.snapshot().State.Running {
+		return fault.New(fault.NotModified, "container is already stopped")
+	}
+	if err := m.stop(context.WithoutCancel(ctx), c, sig, timeout); err != nil {
+		return fault.As(fault.KindOf(err), errorf("cannot stop container: %s: %w", id, err))
+	}
+	return nil
+}
+
+func (m *Manager) stop(ctx context.Context, c *ctr, sigName string, timeout *int) error {
+	snap := c.snapshot()
+	sig, err := stopSignal(&snap.Config, sigName)
+	if err != nil {
+		return err
+	}
+	seconds := defaultStopTimeout
+	if t := snap.Config.StopTimeout; t != nil {
+		seconds = *t
+	}
+	if timeout != nil {
+		seconds = *timeout
+	}
+	w := c.waiters.listen(false, func() bool { return !c.snapshot().State.Running })
+	if w == nil {
+		return nil
+	}
+	defer c.waiters.leave(w)
+
+	sendErr := m.signal(ctx, c, sig, true)
+	patience := time.Duration(seconds) * time.Second
+	if sendErr != nil {
+		patience = 2 * time.Second
+	}
+	if seconds < 0 && sendErr == nil {
+		<-w.ch
+	} else if !w.within(patience) {
+		m.log.Info("container did not end in time, killing it", "container", c.id, "signal", int(sig), "after", patience)
+		if err := m.signal(ctx, c, syscall.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+			return err
+		}
+		if !w.within(killPatience) {
+			return fault.New(fault.Internal, "tried to kill container, but did not receive an exit event")
+		}
+	}
+	now := c.snapshot()
+	m.event(&now, "stop")
+	return nil
+}
+
+// within reports whether the wait was over in time.
+func (w *waiter) within(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-w.ch:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// stopSignal is the signal given, else the container's own, else SIGTERM.
+func stopSignal(cfg *Config, given string) (syscall.Signal, error) {
+	name := firstNonEmpty(given, cfg.StopSignal)
+	if name == "" {
+		return syscall.SIGTERM, nil
+	}
+	s, err := signal.ParseSignal(name)
+	if err != nil {
+		return 0, fault.As(fault.InvalidArgument, err)
+	}
+	return s, nil
+}
+
+// signal sends a signal to a container's process. stopping says that the container is meant to end by it, so that no
+// restart policy brings it back.
+func (m *Manager) signal(ctx context.Context, c *ctr, sig syscall.Signal, stopping bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.rec.State
+	if !s.Running {
+		return fault.New(fault.Conflict, "container %s is not running", c.id)
+	}
+	if stopping {
+		c.stopAsked = true
+		if !c.rec.ManuallyStopped {
+			c.rec.ManuallyStopped = true
+			m.saveLogged(c)
+		}
+	}
+	if s.Restarting {
+		if stopping {
+			m.giveUpRestart(c)
+		}
+		return nil
+	}
+	if err := m.Keeper.Signal(ctx, c.id, "", int(sig), false); err != nil {
+		if fault.Is(err, fault.NotFound) {
+			return err // it has just ended; its exit is on the way
+		}
+		return errorf("Cannot kill container %s: %w", c.id, err)
+	}
+	if s.Paused && (stopping || sig == syscall.SIGKILL) {
+		// A frozen process takes no signal until it is thawed.
+		if err := m.Keeper.Resume(ctx, c.id); err != nil {
+			m.log.Warn("thawing a container to end it", "container", c.id, "error", err)
+		} else {
+			s.Paused, s.Status = false, StatusRunning
+			m.saveLogged(c)
+		}
+	}
+	m.event(&c.rec.Container, "kill", "signal", strconv.Itoa(int(sig)))
+	return nil
+}
+
+// Kill sends a signal, SIGKILL by default; with that it returns when the container has ended.
+func (m *Manager) Kill(ctx context.Context, id, sigName string) error {
+	sig := syscall.SIGKILL
+	if sigName != "" {
+		var err error
+		if sig, err = signal.ParseSignal(sigName); err != nil {
+			return fault.As(fault.InvalidArgument, err)
+		}
+		if !signal.ValidSignalForPlatform(sig) {
+			return fault.New(fault.InvalidArgument, "the linux daemon does not support signal %d", sig)
+		}
+	}
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	if sig == syscall.SIGKILL {
+		return m.kill(ctx, c)
+	}
+	cfg := c.snapshot().Config
+	own, err := stopSignal(&cfg, "")
+	if err != nil {
+		return err
+	}
+	return m.signal(ctx, c, sig, sig == own || sig == syscall.SIGTERM)
+}
+
+// kill ends a container at once and waits for that.
+func (m *Manager) kill(ctx context.Context, c *ctr) error {
+	w := c.waiters.listen(false, func() bool { return !c.snapshot().State.Running })
+	if w == nil {
+		return fault.New(fault.Conflict, "container %s is not running", c.id)
+	}
+	defer c.waiters.leave(w)
+	if err := m.signal(ctx, c, syscall.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	if !w.within(killPatience) {
+		return fault.New(fault.Internal, "tried to kill container %s, but did not receive an exit event", short(c.id))
+	}
+	return nil
+}
+
+// Restart stops a container, if it runs, and starts it.
+func (m *Manager) Restart(ctx context.Context, id, sig string, timeout *int) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx)
+	c.mu.Lock()
+	if c.rec.State.Status == StatusPaused {
+		c.mu.Unlock()
+		return fault.New(fault.Conflict, "Cannot restart container %s: container is paused: unpause it first", id)
+	}
+	c.manualRestart = true
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		c.manualRestart = false
+		c.mu.Unlock()
+	}()
+	if c.snapshot().State.Running {
+		if err := m.stop(ctx, c, sig, timeout); err != nil {
+			return fault.As(fault.KindOf(err), errorf("Cannot restart container %s: %w", id, err))
+		}
+	}
+	if err := m.Start(ctx, c.id); err != nil && !fault.Is(err, fault.NotModified) {
+		return err
+	}
+	now := c.snapshot()
+	m.event(&now, "restart")
+	return nil
+}
+
+// Pause freezes every process of a container.
+func (m *Manager) Pause(ctx context.Context, id string) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.rec.State
+	switch {
+	case s.Paused:
+		return fault.New(fault.Conflict, "Container %s is already paused", id)
+	case s.Restarting:
+		return fault.New(fault.Conflict, "Container %s is restarting, wait until the container is running", id)
+	case !s.Running:
+		return fault.New(fault.Conflict, "Container %s is not running", id)
+	}
+	if err := m.Keeper.Pause(ctx, c.id); err != nil {
+		return errorf("cannot pause container %s: %w", id, err)
+	}
+	s.Paused, s.Status = true, StatusPaused
+	m.saveLogged(c)
+	m.event(&c.rec.Container, "pause")
+	return nil
+}
+
+// Unpause lets a paused container go on.
+func (m *Manager) Unpause(ctx context.Context, id string) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.rec.State
+	if !s.Paused {
+		return fault.New(fault.Conflict, "Container %s is not paused", id)
+	}
+	if err := m.Keeper.Resume(ctx, c.id); err != nil {
+		return errorf("cannot resume container %s: %w", id, err)
+	}
+	s.Paused, s.Status = false, StatusRunning
+	m.saveLogged(c)
+	m.event(&c.rec.Container, "unpause")
+	return nil
+}

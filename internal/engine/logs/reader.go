@@ -1,0 +1,458 @@
+// Package logs reads the log files of containers: Docker's json-file format, one JSON object a line, rotated to PATH.1,
+// PATH.2 and so on, perhaps compressed. A reader that follows survives rotation. The files are written by the keeper;
+// this package never changes them.
+package logs
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// Entry is one entry of a log: a line with its newline, or a piece of a line that was too long or unfinished.
+type Entry struct {
+	Stderr bool
+	Time   time.Time
+	Line   []byte
+	Attrs  map[string]string
+}
+
+// Options choose entries.
+type Options struct {
+	Stdout, Stderr bool
+	Tail           int // negative: all
+	Since, Until   time.Time
+	// Follow waits at the end for more, until Ended is closed and everything is read.
+	Follow bool
+	Ended  <-chan struct{}
+}
+
+const (
+	// maxLine bounds what is kept of a line without an end: the writer's are far shorter, so it is damage.
+	maxLine = 4 << 20
+	// maxRotated bounds how many rotated files are looked for.
+	maxRotated = 1000
+	blockSize  = 64 << 10
+)
+
+// Reader reads a log in the order of writing. It is for one goroutine.
+type Reader struct {
+	path  string
+	opts  Options
+	files []*source // what is still to be read, oldest first; the first is being read
+
+	changed chan struct{} // following only
+	stop    func()
+
+	last time.Time // of the newest entry read
+}
+
+// source is one file of the log.
+type source struct {
+	f       *os.File
+	r       *bufio.Reader
+	gz      bool
+	skip    int // entries to pass over: the tail begins later
+	partial []byte
+	tooLong bool
+}
+
+// Open opens a log. One that does not exist yet is empty. w is needed to follow.
+func Open(path string, o Options, w *Watcher) (*Reader, error) {
+	r := &Reader{path: path, opts: o, stop: func() {}}
+	if o.Follow {
+		if w == nil {
+			return nil, errors.New("a log is followed with a watcher only")
+		}
+		var err error
+		// Watched before the first look, so that no change falls between.
+		if r.changed, r.stop, err = w.watch(filepath.Dir(path)); err != nil {
+			return nil, err
+		}
+	}
+	if err := r.open(); err != nil {
+		_ = r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// Close gives the reader up.
+func (r *Reader) Close() error {
+	r.stop()
+	r.stop = func() {}
+	var errs []error
+	for _, s := range r.files {
+		errs = append(errs, s.f.Close())
+	}
+	r.files = nil
+	return errors.Join(errs...)
+}
+
+// open opens the files that hold the tail. It goes from the newest to the oldest: rotation only moves files that way,
+// so that none is missed, and one that is met twice is known by its inode.
+func (r *Reader) open() error {
+	need := r.opts.Tail
+	for n := range maxRotated {
+		s, err := openSource(r.path, n)
+		if errors.Is(err, fs.ErrNotExist) {
+			if n == 0 {
+				continue // between rotation and the new file, or nothing written yet
+			}
+			break
+		}
+		if err != nil {
+			return err
+		}
+		if len(r.files) > 0 && same(s.f, r.files[0].f) {
+			_ = s.f.Close()
+			continue
+		}
+		have := 0
+		if need >= 0 {
+			if have, err = s.seekTail(need); err != nil {
+				_ = s.f.Close()
+				return fmt.Errorf("log %s: %w", s.f.Name(), err)
+			}
+		}
+		r.files = append([]*source{s}, r.files...)
+		if need >= 0 {
+			if need -= have; need <= 0 {
+				break
+			}
+		}
+		if !r.opts.Since.IsZero() && s.firstTime().Before(r.opts.Since) {
+			break // what is older is not asked for
+		}
+	}
+	return nil
+}
+
+func rotated(path string, n int) string {
+	if n == 0 {
+		return path
+	}
+	return fmt.Sprintf("%s.%d", path, n)
+}
+
+func openSource(path string, n int) (*source, error) {
+	f, err := os.Open(rotated(path, n))
+	if err == nil {
+		return &source{f: f, r: bufio.NewReaderSize(f, blockSize)}, nil
+	}
+	if n == 0 || !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	if f, err = os.Open(rotated(path, n) + ".gz"); err != nil {
+		return nil, err
+	}
+	s := &source{f: f, gz: true}
+	if err := s.rewind(); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("log %s: %w", f.Name(), err)
+	}
+	return s, nil
+}
+
+func same(a, b *os.File) bool {
+	x, err1 := a.Stat()
+	y, err2 := b.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(x, y)
+}
+
+// rewind goes to the file's beginning.
+func (s *source) rewind() error {
+	if _, err := s.f.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if !s.gz {
+		s.r = bufio.NewReaderSize(s.f, blockSize)
+		return nil
+	}
+	z, err := gzip.NewReader(bufio.NewReader(s.f))
+	if err != nil {
+		return err
+	}
+	s.r = bufio.NewReaderSize(z, blockSize)
+	return nil
+}
+
+// seekTail goes to where the last n entries begin and returns how many there are.
+func (s *source) seekTail(n int) (int, error) {
+	if s.gz {
+		lines := 0
+		for {
+			_, err := s.r.ReadSlice('\n')
+			if err == nil {
+				lines++
+			} else if !errors.Is(err, bufio.ErrBufferFull) {
+				break
+			}
+		}
+		s.skip = max(0, lines-n)
+		return min(lines, n), s.rewind()
+	}
+	size, err := s.f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0, err
+	}
+	if n == 0 {
+		// A line that is being written now belongs to what comes.
+		at, _, err := s.findBack(size, 1)
+		if err != nil {
+			return 0, err
+		}
+		if _, err := s.f.Seek(at, io.SeekStart); err != nil {
+			return 0, err
+		}
+		s.r.Reset(s.f)
+		return 0, nil
+	}
+	at, have, err := s.findBack(size, n+1)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := s.f.Seek(at, io.SeekStart); err != nil {
+		return 0, err
+	}
+	s.r.Reset(s.f)
+	if at > 0 || have > n {
+		have = n
+	}
+	return have, nil
+}
+
+// findBack looks from end backward for the nth newline and returns the offset after it; with fewer, 0 and their count.
+func (s *source) findBack(end int64, n int) (at int64, found int, err error) {
+	buf := make([]byte, blockSize)
+	for end > 0 {
+		from := max(0, end-blockSize)
+		b := buf[:end-from]
+		if _, err := s.f.ReadAt(b, from); err != nil && !errors.Is(err, io.EOF) {
+			return 0, 0, err
+		}
+		for {
+			i := bytes.LastIndexByte(b, '\n')
+			if i < 0 {
+				break
+			}
+			if found++; found == n {
+				return from + int64(i) + 1, found, nil
+			}
+			b = b[:i]
+		}
+		end = from
+	}
+	return 0, found, nil
+}
+
+// firstTime is the time of the file's first entry, zero if it cannot be told. The position stays.
+func (s *source) firstTime() time.Time {
+	var line []byte
+	if s.gz {
+		line, _ = s.r.ReadBytes('\n')
+		if s.rewind() != nil {
+			return time.Time{}
+		}
+	} else {
+		buf := make([]byte, blockSize)
+		n, _ := s.f.ReadAt(buf, 0)
+		line, _, _ = bytes.Cut(buf[:n], []byte{'\n'})
+	}
+	e, err := decode(line)
+	if err != nil {
+		return time.Time{}
+	}
+	return e.Time
+}
+
+// next returns the next whole line; io.EOF if there is none yet, with what there is of it kept for the next call.
+func (s *source) next() ([]byte, error) {
+	for {
+		b, err := s.r.ReadSlice('\n')
+		if !s.tooLong {
+			s.partial = append(s.partial, b...)
+		}
+		if len(s.partial) > maxLine {
+			s.tooLong, s.partial = true, s.partial[:0]
+		}
+		switch {
+		case err == nil:
+			line, long := s.partial, s.tooLong
+			s.partial, s.tooLong = s.partial[len(s.partial):], false
+			if cap(s.partial) < 1024 {
+				s.partial = nil
+			}
+			if long {
+				continue
+			}
+			if s.skip > 0 {
+				s.skip--
+				continue
+			}
+			return line, nil
+		case errors.Is(err, bufio.ErrBufferFull):
+		case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
+			return nil, io.EOF // a compressed file that was not finished
+		default:
+			return nil, err
+		}
+	}
+}
+
+// Next returns the next entry; io.EOF at the end, which with Follow comes after Ended. A damaged line is passed over.
+func (r *Reader) Next(ctx context.Context) (Entry, error) {
+	var until <-chan time.Time
+	if r.opts.Follow && !r.opts.Until.IsZero() {
+		t := time.NewTimer(time.Until(r.opts.Until))
+		defer t.Stop()
+		until = t.C
+	}
+	for ended := false; ; {
+		e, err := r.entry()
+		if err == nil {
+			return e, nil
+		}
+		if !errors.Is(err, errNoMore) {
+			return Entry{}, err
+		}
+		if !r.opts.Follow || ended {
+			return Entry{}, io.EOF
+		}
+		if moved, err := r.advance(); err != nil {
+			return Entry{}, err
+		} else if moved {
+			continue
+		}
+		select {
+		case <-r.changed:
+		case <-r.opts.Ended:
+			ended = true // one more look: it was written before the end was told
+			if _, err := r.advance(); err != nil {
+				return Entry{}, err
+			}
+		case <-until:
+			return Entry{}, io.EOF
+		case <-ctx.Done():
+			return Entry{}, ctx.Err()
+		}
+	}
+}
+
+var errNoMore = errors.New("no more entries for now")
+
+// entry returns the next entry that is asked for out of what is open.
+func (r *Reader) entry() (Entry, error) {
+	for len(r.files) > 0 {
+		s := r.files[0]
+		line, err := s.next()
+		if errors.Is(err, io.EOF) {
+			if len(r.files) == 1 {
+				return Entry{}, errNoMore
+			}
+			_ = s.f.Close()
+			r.files = r.files[1:]
+			continue
+		}
+		if err != nil {
+			return Entry{}, fmt.Errorf("log %s: %w", s.f.Name(), err)
+		}
+		e, err := decode(line)
+		if err != nil {
+			continue
+		}
+		r.last = e.Time
+		switch {
+		case !r.opts.Until.IsZero() && e.Time.After(r.opts.Until):
+			return Entry{}, io.EOF
+		case e.Time.Before(r.opts.Since), e.Stderr && !r.opts.Stderr, !e.Stderr && !r.opts.Stdout:
+			continue
+		}
+		return e, nil
+	}
+	return Entry{}, errNoMore
+}
+
+// advance looks whether the log was rotated away under the reader, or has begun, and queues the files after the one
+// that is read. The current file is read to its end once more before they are: it stays the first.
+func (r *Reader) advance() (bool, error) {
+	now, err := os.Stat(r.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	var current *os.File
+	if len(r.files) > 0 {
+		current = r.files[len(r.files)-1].f
+		st, err := current.Stat()
+		if err != nil {
+			return false, err
+		}
+		if os.SameFile(st, now) {
+			return false, nil
+		}
+	}
+	var newer []*source
+	for n := range maxRotated {
+		s, err := openSource(r.path, n)
+		if errors.Is(err, fs.ErrNotExist) {
+			if n == 0 {
+				continue
+			}
+			break
+		}
+		if err != nil {
+			closeAll(newer)
+			return false, err
+		}
+		if current != nil && same(s.f, current) {
+			_ = s.f.Close()
+			break
+		}
+		if len(newer) > 0 && same(s.f, newer[0].f) {
+			_ = s.f.Close()
+			continue
+		}
+		// The file being read is no longer there, or compressed: what began before its newest entry is known already.
+		if n > 0 && current != nil && !s.firstTime().After(r.last) {
+			_ = s.f.Close()
+			break
+		}
+		newer = append([]*source{s}, newer...)
+	}
+	r.files = append(r.files, newer...)
+	return len(newer) > 0, nil
+}
+
+func closeAll(ss []*source) {
+	for _, s := range ss {
+		_ = s.f.Close()
+	}
+}
+
+// wireEntry is an entry as it is written.
+type wireEntry struct {
+	Log    string            `json:"log"`
+	Stream string            `json:"stream"`
+	Time   time.Time         `json:"time"`
+	Attrs  map[string]string `json:"attrs"`
+}
+
+func decode(line []byte) (Entry, error) {
+	var w wireEntry
+	if err := json.Unmarshal(line, &w); err != nil {
+		return Entry{}, err
+	}
+	return Entry{Stderr: w.Stream == "stderr", Time: w.Time, Line: []byte(w.Log), Attrs: w.Attrs}, nil
+}
