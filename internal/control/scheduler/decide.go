@@ -172,8 +172,9 @@ func choose(hosts []*host, t *cloud.Task) (*host, string) {
 	if slices.ContainsFunc(able, func(h *host) bool { return h.failures[t.ServiceID] < manyFailures }) {
 		able = slices.DeleteFunc(able, func(h *host) bool { return h.failures[t.ServiceID] >= manyFailures })
 	}
+	scope := hosts
 	for _, by := range t.Spec.Placement.SpreadOver {
-		able = leastLoadedGroup(able, hosts, by, t.ServiceID)
+		able, scope = leastLoadedGroup(able, scope, by, t.ServiceID)
 	}
 	return slices.MinFunc(able, func(a, b *host) int {
 		return cmp.Or(cmp.Compare(a.perService[t.ServiceID], b.perService[t.ServiceID]),
@@ -203,9 +204,9 @@ func explain(checks []filter, failed []int) string {
 	return "no suitable node (" + strings.Join(texts, "; ") + ")"
 }
 
-// leastLoadedGroup keeps those able hosts whose value of the label has the fewest tasks of the service. Tasks on hosts
-// of the same value that cannot take more count too.
-func leastLoadedGroup(able, all []*host, by, service string) []*host {
+// leastLoadedGroup keeps those able hosts, and those of scope, whose value of the label has the fewest tasks of the
+// service. Tasks on hosts of the same value that cannot take more count too.
+func leastLoadedGroup(able, scope []*host, by, service string) (_, _ []*host) {
 	value := func(h *host) string {
 		if l, ok := strings.CutPrefix(by, "node.labels."); ok {
 			return h.Spec.Labels[l]
@@ -216,9 +217,14 @@ func leastLoadedGroup(able, all []*host, by, service string) []*host {
 		return ""
 	}
 	load := map[string]int{}
-	for _, h := range all {
+	for _, h := range scope {
 		load[value(h)] += h.perService[service]
 	}
-	least := slices.MinFunc(able, func(a, b *host) int { return cmp.Compare(load[value(a)], load[value(b)]) })
-	return slices.DeleteFunc(slices.Clone(able), func(h *host) bool { return load[value(h)] != load[value(least)] })
+	least := value(slices.MinFunc(able, func(a, b *host) int {
+		return cmp.Or(cmp.Compare(load[value(a)], load[value(b)]), cmp.Compare(value(a), value(b)))
+	}))
+	within := func(hosts []*host) []*host {
+		return slices.DeleteFunc(slices.Clone(hosts), func(h *host) bool { return value(h) != least })
+	}
+	return within(able), within(scope)
 }
