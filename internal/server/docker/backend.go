@@ -9,6 +9,8 @@ import (
 	"net/netip"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/engine/container"
@@ -76,6 +78,15 @@ type Images interface {
 	Tag(ctx context.Context, source, target string) error
 	Remove(ctx context.Context, ref string, force, prune bool, inUse func(imageID string) []string) ([]image.Removed, error)
 	Prune(ctx context.Context, filter func(image.Image) bool, inUse func(imageID string) []string) ([]image.Removed, int64, error)
+}
+
+// Registry is (*image.Store) too: what is asked of a registry and leaves nothing on this host.
+type Registry interface {
+	// Login checks credentials with the registry auth.ServerAddress names ("" is Docker Hub) and returns its identity
+	// token, if it gives one. fault.Unauthorized if they are wrong.
+	Login(ctx context.Context, auth image.Auth) (identityToken string, err error)
+	// Resolve returns the descriptor that a registry has for ref, and the platforms there are of it.
+	Resolve(ctx context.Context, ref string, auth image.Auth) (ocispec.Descriptor, []ocispec.Platform, error)
 }
 
 // Volumes is (*volume.Store).

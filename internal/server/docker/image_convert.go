@@ -1,0 +1,112 @@
+package docker
+
+import (
+	"time"
+
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	apiimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/storage"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+)
+
+func imageSummary(img *image.Image, r *request) apiimage.Summary {
+	s := apiimage.Summary{
+		ID: img.ID, Created: img.Created.Unix(), Labels: img.Labels, RepoTags: list(img.RepoTags), RepoDigests: list(img.RepoDigests),
+		SharedSize: -1, Containers: -1, Size: img.Size,
+	}
+	if img.Created.IsZero() {
+		s.Created = 0
+	}
+	if r.version < 1043 {
+		if len(s.RepoTags) == 0 {
+			s.RepoTags = []string{"<none>:<none>"}
+		}
+		if len(s.RepoDigests) == 0 {
+			s.RepoDigests = []string{"<none>@<none>"}
+		}
+	}
+	if r.version >= 1048 && img.Target.Digest != "" {
+		s.Descriptor = &img.Target
+	}
+	return s
+}
+
+// manifests shows the one platform that this host keeps of an image.
+func manifests(img *image.Image, users []string) []apiimage.ManifestSummary {
+	m := apiimage.ManifestSummary{
+		ID: img.Target.Digest.String(), Descriptor: img.Target, Available: true, Kind: apiimage.ManifestKindImage,
+		ImageData: &apiimage.ImageProperties{
+			Platform:   ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant},
+			Containers: list(users),
+		},
+	}
+	m.Size.Content, m.Size.Total = img.Target.Size, img.Size
+	m.ImageData.Size.Unpacked = img.Size
+	return []apiimage.ManifestSummary{m}
+}
+
+// legacyImageInspect adds what versions before 1.52 always had.
+type legacyImageInspect struct {
+	apiimage.InspectResponse
+	Parent        string
+	Comment       string
+	DockerVersion string
+	Author        string
+	VirtualSize   int64 `json:",omitempty"`
+}
+
+func imageInspect(img *image.Image, r *request, users func() []string) any {
+	out := apiimage.InspectResponse{
+		ID: img.ID, RepoTags: list(img.RepoTags), RepoDigests: list(img.RepoDigests), Comment: img.Comment, Author: img.Author,
+		Config: imageConfig(img), Architecture: img.Architecture, Variant: img.Variant, Os: img.OS, Size: img.Size,
+		RootFS: apiimage.RootFS{Type: "layers", Layers: list(img.Layers)}, Metadata: apiimage.Metadata{LastTagTime: img.LastTagged},
+	}
+	if !img.Created.IsZero() || r.version < 1044 {
+		out.Created = img.Created.UTC().Format(time.RFC3339Nano)
+	}
+	if r.version >= 1048 && img.Target.Digest != "" {
+		out.Descriptor = &img.Target
+		if r.flag("manifests") {
+			out.Manifests = manifests(img, users())
+		}
+	}
+	if r.version >= 1052 {
+		return out
+	}
+	out.GraphDriver = &storage.DriverData{Name: "overlayfs", Data: map[string]string{}}
+	legacy := legacyImageInspect{InspectResponse: out, Comment: img.Comment, Author: img.Author}
+	if r.version < 1044 {
+		legacy.VirtualSize = img.Size
+	}
+	return legacy
+}
+
+func imageConfig(img *image.Image) *dockerspec.DockerOCIImageConfig {
+	out := &dockerspec.DockerOCIImageConfig{ImageConfig: img.Config,
+		DockerOCIImageConfigExt: dockerspec.DockerOCIImageConfigExt{OnBuild: img.OnBuild, Shell: img.Shell}}
+	if h := img.Healthcheck; h != nil {
+		out.Healthcheck = &dockerspec.HealthcheckConfig{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod,
+			StartInterval: h.StartInterval, Retries: h.Retries}
+	}
+	return out
+}
+
+// imageHistory lists the steps that made an image, newest first. Only the newest has an ID.
+func imageHistory(img *image.Image) []apiimage.HistoryResponseItem {
+	out := []apiimage.HistoryResponseItem{}
+	for i := len(img.History) - 1; i >= 0; i-- {
+		h := img.History[i]
+		item := apiimage.HistoryResponseItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment, Tags: []string{}}
+		if h.Created != nil {
+			item.Created = h.Created.Unix()
+		}
+		out = append(out, item)
+	}
+	if len(out) == 0 {
+		out = append(out, apiimage.HistoryResponseItem{Created: img.Created.Unix(), Comment: img.Comment, Size: img.Size})
+	}
+	out[0].ID, out[0].Tags = img.ID, list(img.RepoTags)
+	return out
+}

@@ -1,0 +1,380 @@
+package docker
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/pkg/authconfig"
+	apiimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// imageAPI serves images.
+type imageAPI struct {
+	backend    Images
+	containers Containers
+	host       Host
+}
+
+func (a *imageAPI) routes() []route {
+	return []route{
+		{method: "GET", pattern: "/images/json", serve: a.list},
+		{method: "GET", pattern: "/images/get", serve: a.save},
+		{method: "POST", pattern: "/images/create", serve: a.create},
+		{method: "POST", pattern: "/images/load", serve: a.load},
+		{method: "POST", pattern: "/images/prune", serve: a.prune, since: 1025},
+		// Names have slashes, which a pattern cannot have before a fixed end.
+		{method: "GET", pattern: "/images/{name...}", serve: a.named(map[string]handler{
+			"json": a.inspect, "history": a.history, "get": a.save, "attestations": a.attestations,
+		})},
+		{method: "POST", pattern: "/images/{name...}", serve: a.named(map[string]handler{"push": a.push, "tag": a.tag})},
+		{method: "DELETE", pattern: "/images/{name...}", serve: a.remove},
+	}
+}
+
+// named serves NAME/VERB by its verb.
+func (a *imageAPI) named(verbs map[string]handler) handler {
+	return func(w *response, r *request) error {
+		name, verb := path.Split(r.PathValue("name"))
+		serve, ok := verbs[verb]
+		name = strings.TrimSuffix(name, "/")
+		if !ok || name == "" {
+			return fault.New(fault.NotFound, "page not found")
+		}
+		r.SetPathValue("name", name)
+		return serve(w, r)
+	}
+}
+
+// users tells which containers use an image.
+func (a *imageAPI) users(imageID string) (ids []string) {
+	for _, c := range a.containers.List() {
+		if c.ImageID == imageID {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids
+}
+
+func (a *imageAPI) list(w *response, r *request) error {
+	f, err := r.parseFilters("before", "dangling", "label", "label!", "reference", "since", "until")
+	if err != nil {
+		return err
+	}
+	dangling, err := f.flag("dangling", false)
+	if err != nil {
+		return err
+	}
+	until, err := f.until(now())
+	if err != nil {
+		return err
+	}
+	var before, since time.Time
+	for key, into := range map[string]*time.Time{"before": &before, "since": &since} {
+		for _, ref := range f[key] {
+			img, err := a.backend.Get(r.Context(), ref)
+			if err != nil {
+				return err
+			}
+			*into = img.Created
+		}
+	}
+	for _, pattern := range f["reference"] {
+		if _, err := path.Match(pattern, ""); err != nil {
+			return fault.New(fault.InvalidArgument, "invalid filter 'reference=%s': %w", pattern, err)
+		}
+	}
+	images, err := a.backend.List(r.Context())
+	if err != nil {
+		return err
+	}
+	slices.SortStableFunc(images, func(a, b image.Image) int { return b.Created.Compare(a.Created) })
+	out := []apiimage.Summary{}
+	for _, img := range images {
+		switch {
+		case f.has("dangling") && dangling != (len(img.RepoTags) == 0), !f.labels("label", img.Labels), !f.notLabels(img.Labels),
+			!before.IsZero() && !img.Created.Before(before), !since.IsZero() && !img.Created.After(since),
+			!until.IsZero() && !img.Created.Before(until):
+			continue
+		}
+		s := imageSummary(&img, r)
+		if f.has("reference") {
+			s.RepoTags = slices.DeleteFunc(slices.Clone(s.RepoTags), func(tag string) bool { return !matchesReference(f["reference"], tag) })
+			s.RepoDigests = slices.DeleteFunc(slices.Clone(s.RepoDigests), func(d string) bool { return !matchesReference(f["reference"], d) })
+			if len(s.RepoTags) == 0 && len(s.RepoDigests) == 0 {
+				continue
+			}
+		}
+		if r.version >= 1047 && r.flag("manifests") {
+			s.Manifests = manifests(&img, a.users(img.ID))
+		}
+		out = append(out, s)
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// matchesReference reports whether a name matches one of the glob patterns, in one of the ways to spell it.
+func matchesReference(patterns []string, name string) bool {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		ok, _ := reference.FamiliarMatch(p, named)
+		return ok
+	})
+}
+
+func (a *imageAPI) inspect(w *response, r *request) error {
+	img, err := a.backend.Get(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, imageInspect(&img, r, func() []string { return a.users(img.ID) }))
+}
+
+func (a *imageAPI) history(w *response, r *request) error {
+	img, err := a.backend.Get(r.Context(), r.PathValue("name"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, imageHistory(&img))
+}
+
+func (a *imageAPI) attestations(_ *response, r *request) error {
+	if r.version < 1055 {
+		return fault.New(fault.NotFound, "page not found")
+	}
+	return fault.New(fault.NotImplemented, "attestations of images are not implemented")
+}
+
+func (a *imageAPI) create(w *response, r *request) error {
+	platform := r.query.Get("platform")
+	if r.version < 1032 {
+		platform = ""
+	}
+	if platform != "" {
+		if _, err := platforms.Parse(platform); err != nil {
+			return fault.New(fault.InvalidArgument, "invalid platform %q: %w", platform, err)
+		}
+	}
+	if from := r.query.Get("fromImage"); from != "" {
+		return a.pull(w, r, from, platform)
+	}
+	if r.query.Get("fromSrc") == "" {
+		return fault.New(fault.InvalidArgument, "one of fromImage (to pull) and fromSrc (to import) is needed")
+	}
+	return a.importImage(w, r, platform)
+}
+
+func (a *imageAPI) pull(w *response, r *request, from, platform string) error {
+	ref, err := pullReference(from, r.query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	out := newProgressStream(w)
+	_, err = a.backend.Pull(r.Context(), ref, platform, registryAuth(r), out.progress)
+	return out.done(err)
+}
+
+// pullReference joins a name and a tag, which may be a digest.
+func pullReference(name, tag string) (string, error) {
+	named, err := reference.ParseNormalizedNamed(strings.TrimSuffix(name, ":"))
+	if err != nil {
+		return "", fault.New(fault.InvalidArgument, "%w", err)
+	}
+	if tag != "" {
+		if d, derr := digest.Parse(tag); derr == nil {
+			named, err = reference.WithDigest(reference.TrimNamed(named), d)
+		} else {
+			named, err = reference.WithTag(named, tag)
+		}
+		if err != nil {
+			return "", fault.New(fault.InvalidArgument, "%w", err)
+		}
+	}
+	if reference.FamiliarName(named) == "scratch" {
+		return "", fault.New(fault.Forbidden, "'scratch' is a reserved name")
+	}
+	return reference.TagNameOnly(named).String(), nil
+}
+
+// registryAuth returns the credentials of a request; malformed ones count as none, as some clients send those.
+func registryAuth(r *request) image.Auth {
+	c, err := authconfig.Decode(r.Header.Get(registry.AuthHeader))
+	if err != nil || c == nil {
+		return image.Auth{}
+	}
+	return image.Auth{Username: c.Username, Password: c.Password, IdentityToken: c.IdentityToken, RegistryToken: c.RegistryToken, ServerAddress: c.ServerAddress}
+}
+
+func (a *imageAPI) importImage(w *response, r *request, platform string) error {
+	ref, err := repoTag(r.query.Get("repo"), r.query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	src, in := r.query.Get("fromSrc"), io.Reader(r.Body)
+	out := newProgressStream(w)
+	if src != "-" {
+		body, err := download(r.Context(), src)
+		if err != nil {
+			return err
+		}
+		defer body.Close()
+		in = body
+		out.status("Downloading from " + src)
+	}
+	opts := image.ImportOptions{Message: r.query.Get("message"), Platform: platform, Changes: r.query["changes"]}
+	if opts.Message == "" {
+		opts.Message = "Imported from " + src
+	}
+	img, err := a.backend.Import(r.Context(), in, ref, opts)
+	if err == nil {
+		out.status(img.ID)
+	}
+	return out.done(err)
+}
+
+// download opens the archive that an import names by URL.
+func download(ctx context.Context, src string) (io.ReadCloser, error) {
+	if !strings.Contains(src, "://") {
+		src = "http://" + src
+	}
+	u, err := url.Parse(src)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, fault.New(fault.InvalidArgument, "cannot import from %q: it must be - or a URL of http or https", src)
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, fault.New(fault.InvalidArgument, "cannot import from %q: %w", src, err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, fault.New(fault.Unavailable, "download %s: %w", src, err)
+	}
+	if res.StatusCode >= 400 {
+		res.Body.Close()
+		return nil, fault.New(fault.NotFound, "download %s: the server answers %s", src, res.Status)
+	}
+	return res.Body, nil
+}
+
+func (a *imageAPI) load(w *response, r *request) error {
+	out := newProgressStream(w)
+	out.mute = r.flagOr("quiet", true)
+	said := false
+	images, err := a.backend.Load(r.Context(), r.Body, func(p image.Progress) {
+		if strings.HasPrefix(p.Status, "Loaded image") {
+			said = true
+			out.stream(p.Status)
+			return
+		}
+		out.progress(p)
+	})
+	if err == nil && !said {
+		for _, img := range images {
+			for _, tag := range img.RepoTags {
+				out.stream("Loaded image: " + tag)
+			}
+			if len(img.RepoTags) == 0 {
+				out.stream("Loaded image ID: " + img.ID)
+			}
+		}
+	}
+	return out.done(err)
+}
+
+func (a *imageAPI) save(w *response, r *request) error {
+	names := r.query["names"]
+	if name := r.PathValue("name"); name != "" {
+		names = []string{name}
+	}
+	if len(names) == 0 {
+		return fault.New(fault.InvalidArgument, "no image names given: name them in the parameter names")
+	}
+	for _, name := range names {
+		if _, err := a.backend.Get(r.Context(), name); err != nil {
+			return err
+		}
+	}
+	return sendTar(w, func(out io.Writer) error { return a.backend.Save(r.Context(), names, out) })
+}
+
+func (a *imageAPI) push(w *response, r *request) error {
+	ref, err := repoTag(r.PathValue("name"), r.query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	out := newProgressStream(w)
+	return out.done(a.backend.Push(r.Context(), ref, registryAuth(r), out.progress))
+}
+
+func (a *imageAPI) tag(w *response, r *request) error {
+	target, err := repoTag(r.query.Get("repo"), r.query.Get("tag"))
+	if err != nil {
+		return err
+	}
+	if target == "" {
+		return fault.New(fault.InvalidArgument, "the parameter repo is needed: the name to give to the image")
+	}
+	if err := a.backend.Tag(r.Context(), r.PathValue("name"), target); err != nil {
+		return err
+	}
+	w.WriteHeader(http.StatusCreated)
+	return nil
+}
+
+func (a *imageAPI) remove(w *response, r *request) error {
+	name := r.PathValue("name")
+	if strings.TrimSpace(name) == "" {
+		return fault.New(fault.InvalidArgument, "image name cannot be blank")
+	}
+	removed, err := a.backend.Remove(r.Context(), name, r.flag("force"), !r.flag("noprune"), a.users)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, removals(removed))
+}
+
+func removals(in []image.Removed) []apiimage.DeleteResponse {
+	out := make([]apiimage.DeleteResponse, len(in))
+	for i, r := range in {
+		out[i] = apiimage.DeleteResponse{Untagged: r.Untagged, Deleted: r.Deleted}
+	}
+	return out
+}
+
+func (a *imageAPI) prune(w *response, r *request) error {
+	f, err := r.parseFilters("dangling", "label", "label!", "until")
+	if err != nil {
+		return err
+	}
+	dangling, err := f.flag("dangling", true)
+	if err != nil {
+		return err
+	}
+	until, err := f.until(now())
+	if err != nil {
+		return err
+	}
+	removed, freed, err := a.backend.Prune(r.Context(), func(img image.Image) bool {
+		return (!dangling || len(img.RepoTags) == 0) && (until.IsZero() || img.Created.Before(until)) &&
+			f.labels("label", img.Labels) && f.notLabels(img.Labels)
+	}, a.users)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, apiimage.PruneReport{ImagesDeleted: removals(removed), SpaceReclaimed: unsigned(freed)})
+}

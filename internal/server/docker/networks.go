@@ -1,0 +1,363 @@
+package docker
+
+import (
+	"context"
+	"net/http"
+	"regexp"
+	"slices"
+	"strings"
+
+	apinetwork "github.com/moby/moby/api/types/network"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/network"
+)
+
+// networkAPI serves networks: those of this host and, on a manager, those of the cluster, as one list.
+type networkAPI struct {
+	local      Networks
+	swarm      Swarm
+	containers Containers
+}
+
+func (a *networkAPI) routes() []route {
+	return []route{
+		{method: "GET", pattern: "/networks", serve: a.list},
+		{method: "POST", pattern: "/networks/create", serve: a.create},
+		{method: "POST", pattern: "/networks/prune", serve: a.prune, since: 1025},
+		{method: "GET", pattern: "/networks/{id}", serve: a.inspect},
+		{method: "DELETE", pattern: "/networks/{id}", serve: a.remove},
+		{method: "POST", pattern: "/networks/{id}/connect", serve: a.connect},
+		{method: "POST", pattern: "/networks/{id}/disconnect", serve: a.disconnect},
+	}
+}
+
+// anyNetwork is a network of this host, of the cluster, or of the cluster and in use here.
+type anyNetwork struct {
+	local   *network.Network
+	cluster *cloud.Network
+}
+
+func (n anyNetwork) id() string {
+	if n.cluster != nil {
+		return n.cluster.ID
+	}
+	return n.local.ID
+}
+
+func (n anyNetwork) name() string {
+	if n.cluster != nil {
+		return n.cluster.Spec.Name
+	}
+	return n.local.Spec.Name
+}
+
+func (n anyNetwork) swarm() bool { return n.cluster != nil || n.local.Scope == network.ScopeSwarm }
+
+// all returns every network that this node knows. Off a manager those of the cluster are the ones in use here.
+func (a *networkAPI) all(ctx context.Context) ([]anyNetwork, error) {
+	var out []anyNetwork
+	byID := map[string]int{}
+	locals := a.local.List()
+	for i := range locals {
+		byID[locals[i].ID] = len(out)
+		out = append(out, anyNetwork{local: &locals[i]})
+	}
+	c, err := a.swarm.Cluster()
+	if err != nil {
+		return out, nil //nolint:nilerr // no manager: the local ones are all there is to show
+	}
+	nets, err := c.ListNetworks(ctx)
+	if fault.Is(err, fault.Unavailable) {
+		return out, nil // the managers have no quorum: local networks work on
+	} else if err != nil {
+		return nil, err
+	}
+	for _, n := range nets {
+		if i, ok := byID[n.ID]; ok {
+			out[i].cluster = n
+		} else {
+			out = append(out, anyNetwork{cluster: n})
+		}
+	}
+	return out, nil
+}
+
+// find returns the network of that ID, name or ID prefix, in this order.
+func (a *networkAPI) find(ctx context.Context, ref, scope string) (anyNetwork, error) {
+	nets, err := a.all(ctx)
+	if err != nil {
+		return anyNetwork{}, err
+	}
+	nets = slices.DeleteFunc(nets, func(n anyNetwork) bool { return scope != "" && scope != scopeOf(n) })
+	for _, by := range []struct {
+		what  string
+		match func(anyNetwork) bool
+	}{
+		{"ID", func(n anyNetwork) bool { return n.id() == ref }},
+		{"name", func(n anyNetwork) bool { return n.name() == ref }},
+		{"ID prefix", func(n anyNetwork) bool { return ref != "" && strings.HasPrefix(n.id(), ref) }},
+	} {
+		var found []anyNetwork
+		for _, n := range nets {
+			if by.match(n) {
+				found = append(found, n)
+			}
+		}
+		switch len(found) {
+		case 0:
+		case 1:
+			return found[0], nil
+		default:
+			return anyNetwork{}, fault.New(fault.InvalidArgument, "network %s is ambiguous (%d matches found based on %s)", ref, len(found), by.what)
+		}
+	}
+	return anyNetwork{}, fault.New(fault.NotFound, "network %s not found", ref)
+}
+
+func scopeOf(n anyNetwork) string {
+	if n.swarm() {
+		return string(network.ScopeSwarm)
+	}
+	return string(network.ScopeLocal)
+}
+
+func (a *networkAPI) list(w *response, r *request) error {
+	f, err := r.parseFilters("dangling", "driver", "id", "label", "name", "scope", "type")
+	if err != nil {
+		return err
+	}
+	dangling, err := f.flag("dangling", false)
+	if err != nil {
+		return err
+	}
+	for _, t := range f["type"] {
+		if t != "builtin" && t != "custom" {
+			return fault.New(fault.InvalidArgument, "invalid filter: 'type'='%s'", t)
+		}
+	}
+	for _, s := range f["scope"] {
+		if !slices.Contains([]string{"local", "swarm", "global"}, s) {
+			return fault.New(fault.InvalidArgument, "invalid filter: 'scope'='%s'", s)
+		}
+	}
+	nets, err := a.all(r.Context())
+	if err != nil {
+		return err
+	}
+	inUse := a.used()
+	out := []apinetwork.Summary{}
+	for _, n := range nets {
+		s := wireNetwork(n)
+		kind := "custom"
+		if predefined(n) {
+			kind = "builtin"
+		}
+		switch {
+		case !f.prefix("id", s.ID), !f.match("name", s.Name), !f.is("driver", s.Driver), !f.labels("label", s.Labels), !f.is("scope", s.Scope), !f.is("type", kind):
+			continue
+		case f.has("dangling") && dangling != (kind == "custom" && !inUse(n)):
+			continue
+		}
+		out = append(out, apinetwork.Summary{Network: s})
+	}
+	slices.SortStableFunc(out, func(a, b apinetwork.Summary) int { return strings.Compare(a.Name, b.Name) })
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// predefined networks cannot be removed.
+func predefined(n anyNetwork) bool {
+	return !n.swarm() && slices.Contains([]string{network.NameBridge, network.NameHost, network.NameNone}, n.name())
+}
+
+// used tells which networks have a container of this host on them.
+func (a *networkAPI) used() func(anyNetwork) bool {
+	ids := map[string]bool{}
+	for _, c := range a.containers.List() {
+		for _, e := range c.Networks.Endpoints {
+			ids[e.NetworkID] = true
+		}
+	}
+	return func(n anyNetwork) bool { return ids[n.id()] || n.local != nil && len(n.local.Members) > 0 }
+}
+
+func (a *networkAPI) inspect(w *response, r *request) error {
+	verbose, err := r.strictBool("verbose")
+	if err != nil {
+		return err
+	}
+	n, err := a.find(r.Context(), r.PathValue("id"), r.query.Get("scope"))
+	if err != nil {
+		return err
+	}
+	out := apinetwork.Inspect{Network: wireNetwork(n), Containers: map[string]apinetwork.EndpointResource{}}
+	cluster, _ := a.swarm.Cluster()
+	if n.local != nil {
+		for id, e := range n.local.Members {
+			out.Containers[id] = apinetwork.EndpointResource{Name: e.Owner, EndpointID: e.ID, MacAddress: hardwareAddr(e.MAC), IPv4Address: e.IPv4, IPv6Address: e.IPv6}
+		}
+		out.Peers = peersOf(r.Context(), cluster, n.local, a.swarm)
+	}
+	if verbose && n.swarm() && cluster != nil {
+		if out.Services, err = servicesOn(r.Context(), cluster, n.id()); err != nil {
+			return err
+		}
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+
+func (a *networkAPI) create(w *response, r *request) error {
+	var body apinetwork.CreateRequest
+	if err := r.decode(&body); err != nil {
+		return err
+	}
+	if r.version < 1048 {
+		body.EnableIPv4 = nil
+	}
+	switch {
+	case strings.TrimSpace(body.Name) == "":
+		return fault.New(fault.InvalidArgument, "invalid name: name is empty")
+	case !networkName.MatchString(body.Name):
+		return fault.New(fault.InvalidArgument, "invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-]* is allowed", body.Name)
+	case body.ConfigOnly || body.ConfigFrom != nil && body.ConfigFrom.Network != "":
+		return fault.New(fault.NotImplemented, "config-only networks are not implemented: give the network's configuration itself")
+	case body.IPAM != nil && body.IPAM.Driver != "" && body.IPAM.Driver != "default":
+		return fault.New(fault.NotFound, "could not find plugin %s in v1 plugin registry: IPAM driver %q not found; use \"default\"", body.IPAM.Driver, body.IPAM.Driver)
+	}
+	overlay := body.Driver == network.DriverOverlay
+	switch {
+	case body.Scope != "" && body.Scope != "local" && body.Scope != "swarm":
+		return fault.New(fault.InvalidArgument, "invalid scope %q: it must be local or swarm", body.Scope)
+	case body.Scope == "swarm" && !overlay:
+		return fault.New(fault.InvalidArgument, "networks of the driver %q cannot span the swarm: use the driver overlay", body.Driver)
+	case body.Ingress && !overlay:
+		return fault.New(fault.InvalidArgument, "ingress network can only be created with the driver overlay")
+	}
+	nets, err := a.all(r.Context())
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(nets, func(n anyNetwork) bool { return n.name() == body.Name }) {
+		return fault.New(fault.AlreadyExists, "network with name %s already exists", body.Name)
+	}
+	var id string
+	if overlay {
+		cluster, err := a.swarm.Cluster()
+		if err != nil {
+			return err
+		}
+		spec, err := clusterNetworkSpec(&body)
+		if err != nil {
+			return err
+		}
+		if id, err = cluster.CreateNetwork(r.Context(), spec); err != nil {
+			return err
+		}
+	} else {
+		spec, err := localNetworkSpec(&body)
+		if err != nil {
+			return err
+		}
+		n, err := a.local.Create(r.Context(), spec)
+		if err != nil {
+			return err
+		}
+		id = n.ID
+	}
+	return writeJSON(w, http.StatusCreated, apinetwork.CreateResponse{ID: id})
+}
+
+func (a *networkAPI) remove(w *response, r *request) error {
+	n, err := a.find(r.Context(), r.PathValue("id"), "")
+	if err != nil {
+		return err
+	}
+	if predefined(n) {
+		return fault.New(fault.Forbidden, "%s is a pre-defined network and cannot be removed", n.name())
+	}
+	return noContent(w, a.removeOne(r.Context(), n))
+}
+
+func (a *networkAPI) removeOne(ctx context.Context, n anyNetwork) error {
+	if !n.swarm() {
+		return a.local.Remove(ctx, n.id())
+	}
+	cluster, err := a.swarm.Cluster()
+	if err != nil {
+		return err
+	}
+	return cluster.RemoveNetwork(ctx, n.id())
+}
+
+func (a *networkAPI) connect(w *response, r *request) error {
+	var body apinetwork.ConnectRequest
+	if err := r.decode(&body); err != nil {
+		return err
+	}
+	if body.Container == "" {
+		return fault.New(fault.InvalidArgument, "the field Container is needed: which container to connect")
+	}
+	cfg, err := endpointConfig(body.EndpointConfig)
+	if err != nil {
+		return err
+	}
+	return ok(w, a.containers.Connect(r.Context(), body.Container, a.reference(r), cfg))
+}
+
+func (a *networkAPI) disconnect(w *response, r *request) error {
+	var body apinetwork.DisconnectRequest
+	if err := r.decode(&body); err != nil {
+		return err
+	}
+	if body.Container == "" {
+		return fault.New(fault.InvalidArgument, "the field Container is needed: which container to disconnect")
+	}
+	return ok(w, a.containers.Disconnect(r.Context(), body.Container, a.reference(r), body.Force))
+}
+
+// reference turns the network of the path into an ID, if this node knows it: a worker learns of an attachable network
+// only when its first container joins it.
+func (a *networkAPI) reference(r *request) string {
+	ref := r.PathValue("id")
+	if n, err := a.find(r.Context(), ref, ""); err == nil {
+		return n.id()
+	}
+	return ref
+}
+
+func (a *networkAPI) prune(w *response, r *request) error {
+	f, err := r.parseFilters("label", "label!", "until")
+	if err != nil {
+		return err
+	}
+	until, err := f.until(now())
+	if err != nil {
+		return err
+	}
+	nets, err := a.all(r.Context())
+	if err != nil {
+		return err
+	}
+	inUse := a.used()
+	_, managerErr := a.swarm.Cluster()
+	report := apinetwork.PruneReport{NetworksDeleted: []string{}}
+	for _, n := range nets {
+		s := wireNetwork(n)
+		if predefined(n) || inUse(n) || s.Ingress || n.swarm() && managerErr != nil ||
+			!until.IsZero() && !s.Created.Before(until) || !f.labels("label", s.Labels) || !f.notLabels(s.Labels) {
+			continue
+		}
+		switch err := a.removeOne(r.Context(), n); fault.KindOf(err) {
+		case fault.Conflict, fault.NotFound, fault.FailedPrecondition, fault.Forbidden: // in use after all, or gone
+		default:
+			if err != nil {
+				return err
+			}
+			report.NetworksDeleted = append(report.NetworksDeleted, s.Name)
+		}
+	}
+	return writeJSON(w, http.StatusOK, report)
+}

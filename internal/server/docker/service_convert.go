@@ -1,0 +1,432 @@
+package docker
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/docker/go-units"
+	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	apiswarm "github.com/moby/moby/api/types/swarm"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// serviceSpec turns a service's specification into the domain's. What the domain has no place for is refused, never
+// dropped: a user would believe it is in force.
+func serviceSpec(in *apiswarm.ServiceSpec) (cloud.ServiceSpec, error) {
+	out := cloud.ServiceSpec{Name: in.Name, Labels: in.Labels}
+	var err error
+	if out.Mode, err = serviceMode(in.Mode); err != nil {
+		return out, err
+	}
+	if out.Task, err = taskSpec(&in.TaskTemplate); err != nil {
+		return out, err
+	}
+	if out.Update, err = updateConfig("update", in.UpdateConfig); err != nil {
+		return out, err
+	}
+	if out.Rollback, err = updateConfig("rollback", in.RollbackConfig); err != nil {
+		return out, err
+	}
+	out.Endpoint, err = endpointSpec(in.EndpointSpec)
+	return out, err
+}
+
+func serviceMode(in apiswarm.ServiceMode) (cloud.ServiceMode, error) {
+	set := 0
+	for _, given := range []bool{in.Replicated != nil, in.Global != nil, in.ReplicatedJob != nil, in.GlobalJob != nil} {
+		if given {
+			set++
+		}
+	}
+	switch {
+	case set > 1:
+		return cloud.ServiceMode{}, fault.New(fault.InvalidArgument, "cannot specify more than one service mode")
+	case in.ReplicatedJob != nil || in.GlobalJob != nil:
+		return cloud.ServiceMode{}, fault.New(fault.NotImplemented, "the modes replicated-job and global-job are not implemented: use replicated with the restart condition none")
+	case in.Global != nil:
+		return cloud.ServiceMode{Global: true}, nil
+	}
+	mode := cloud.ServiceMode{Replicas: 1}
+	if in.Replicated != nil && in.Replicated.Replicas != nil {
+		if mode.Replicas = *in.Replicated.Replicas; mode.Replicas > math.MaxInt32 {
+			return mode, fault.New(fault.InvalidArgument, "invalid number of replicas: %d", mode.Replicas)
+		}
+	}
+	return mode, nil
+}
+
+func taskSpec(in *apiswarm.TaskSpec) (cloud.TaskSpec, error) {
+	out := cloud.TaskSpec{ForceUpdate: in.ForceUpdate}
+	switch {
+	case in.PluginSpec != nil || in.Runtime == apiswarm.RuntimePlugin:
+		return out, fault.New(fault.NotImplemented, "services of plugins are not implemented")
+	case in.NetworkAttachmentSpec != nil || in.Runtime == apiswarm.RuntimeNetworkAttachment:
+		return out, fault.New(fault.InvalidArgument, "a service cannot be a network attachment: give a ContainerSpec")
+	case in.Runtime != "" && in.Runtime != apiswarm.RuntimeContainer:
+		return out, fault.New(fault.InvalidArgument, "unsupported runtime %q", string(in.Runtime))
+	case in.ContainerSpec == nil:
+		return out, fault.New(fault.InvalidArgument, "ContainerSpec: missing: say which image to run")
+	case in.ContainerSpec.Image == "":
+		return out, fault.New(fault.InvalidArgument, "ContainerSpec: image reference must be provided")
+	}
+	var err error
+	if out.Container, err = containerSpec(in.ContainerSpec); err != nil {
+		return out, err
+	}
+	if r := in.Resources; r != nil {
+		if r.SwapBytes != nil || r.MemorySwappiness != nil {
+			return out, fault.New(fault.NotImplemented, "swap settings of services are not implemented")
+		}
+		if l := r.Limits; l != nil {
+			out.Limits = cloud.Resources{NanoCPUs: l.NanoCPUs, MemoryBytes: l.MemoryBytes, Pids: l.Pids}
+		}
+		if v := r.Reservations; v != nil {
+			if len(v.GenericResources) > 0 {
+				return out, fault.New(fault.NotImplemented, "generic resources are not implemented: label nodes and use a constraint")
+			}
+			out.Reservations = cloud.Resources{NanoCPUs: v.NanoCPUs, MemoryBytes: v.MemoryBytes}
+		}
+		if err := checkResources(out.Limits, out.Reservations); err != nil {
+			return out, err
+		}
+	}
+	if out.Restart, err = restartPolicy(in.RestartPolicy); err != nil {
+		return out, err
+	}
+	if p := in.Placement; p != nil {
+		out.Placement = cloud.Placement{Constraints: p.Constraints, MaxReplicas: p.MaxReplicas}
+		for _, pref := range p.Preferences {
+			if pref.Spread == nil || pref.Spread.SpreadDescriptor == "" {
+				return out, fault.New(fault.InvalidArgument, "a placement preference must be spread=LABEL")
+			}
+			out.Placement.SpreadOver = append(out.Placement.SpreadOver, pref.Spread.SpreadDescriptor)
+		}
+		for _, plat := range p.Platforms {
+			out.Placement.Platforms = append(out.Placement.Platforms, cloud.Platform{OS: plat.OS, Architecture: plat.Architecture})
+		}
+	}
+	for _, n := range in.Networks {
+		if n.Target == "" {
+			return out, fault.New(fault.InvalidArgument, "a network attachment has no target")
+		}
+		out.Networks = append(out.Networks, cloud.NetworkConnection{Target: n.Target, Aliases: n.Aliases, DriverOpts: n.DriverOpts})
+	}
+	if l := in.LogDriver; l != nil {
+		out.Log = &cloud.LogConfig{Driver: l.Name, Options: l.Options}
+	}
+	return out, nil
+}
+
+func checkResources(limits, reservations cloud.Resources) error {
+	const least = 4 << 20
+	for what, r := range map[string]cloud.Resources{"limit": limits, "reservation": reservations} {
+		if r.NanoCPUs < 0 || r.NanoCPUs > 0 && r.NanoCPUs < 1e6 {
+			return fault.New(fault.InvalidArgument, "invalid cpu value %g: Must be at least %g", float64(r.NanoCPUs)/1e9, 0.001)
+		}
+		if r.MemoryBytes < 0 || r.MemoryBytes > 0 && r.MemoryBytes < least {
+			return fault.New(fault.InvalidArgument, "invalid memory value %d: a %s must be at least 4MiB", r.MemoryBytes, what)
+		}
+		if r.Pids < 0 {
+			return fault.New(fault.InvalidArgument, "invalid pids limit %d", r.Pids)
+		}
+	}
+	return nil
+}
+
+func containerSpec(in *apiswarm.ContainerSpec) (cloud.ContainerSpec, error) {
+	out := cloud.ContainerSpec{
+		Image: in.Image, Labels: in.Labels, Command: in.Command, Args: in.Args, Hostname: in.Hostname, Env: in.Env, Dir: in.Dir, User: in.User,
+		Groups: in.Groups, StopSignal: in.StopSignal, StopGracePeriod: in.StopGracePeriod, TTY: in.TTY, OpenStdin: in.OpenStdin, ReadOnly: in.ReadOnly,
+		Init: in.Init, Hosts: in.Hosts, Sysctls: in.Sysctls, CapAdd: in.CapabilityAdd, CapDrop: in.CapabilityDrop,
+	}
+	if p := in.Privileges; p != nil {
+		if c := p.CredentialSpec; c != nil && (c.Config != "" || c.File != "" || c.Registry != "") {
+			return out, fault.New(fault.InvalidArgument, "credential specs are for Windows only")
+		}
+		if s := p.SELinuxContext; s != nil && (s.Disable || s.User != "" || s.Role != "" || s.Type != "" || s.Level != "") ||
+			p.Seccomp != nil && p.Seccomp.Mode != "" && p.Seccomp.Mode != apiswarm.SeccompModeDefault ||
+			p.AppArmor != nil && p.AppArmor.Mode != "" && p.AppArmor.Mode != apiswarm.AppArmorModeDefault || p.NoNewPrivileges {
+			return out, fault.New(fault.NotImplemented, "security options of services (SELinux, seccomp, AppArmor, no-new-privileges) are not implemented: the defaults are in force")
+		}
+	}
+	switch {
+	case !in.Isolation.IsDefault():
+		return out, fault.New(fault.InvalidArgument, "invalid isolation %q: linux has none", string(in.Isolation))
+	case in.OomScoreAdj != 0:
+		return out, fault.New(fault.NotImplemented, "OOM score adjustments of services are not implemented")
+	case in.StopGracePeriod != nil && *in.StopGracePeriod < 0:
+		return out, fault.New(fault.InvalidArgument, "the stop grace period cannot be negative")
+	}
+	for _, m := range in.Mounts {
+		converted, err := serviceMount(m)
+		if err != nil {
+			return out, err
+		}
+		out.Mounts = append(out.Mounts, converted)
+	}
+	h, err := healthOf(in.Healthcheck, maxVersion)
+	if err != nil {
+		return out, err
+	}
+	if h != nil {
+		out.Health = &cloud.HealthConfig{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries}
+	}
+	if d := in.DNSConfig; d != nil {
+		out.DNS = cloud.DNSConfig{Search: d.Search, Options: d.Options}
+		for _, a := range d.Nameservers {
+			out.DNS.Servers = append(out.DNS.Servers, a.String())
+		}
+	}
+	for _, s := range in.Secrets {
+		if s == nil || s.File == nil || s.SecretID == "" {
+			return out, fault.New(fault.InvalidArgument, "malformed secret reference: it needs an ID and a file")
+		}
+		out.Secrets = append(out.Secrets, cloud.FileReference{ID: s.SecretID, Name: s.SecretName, Path: cmp.Or(s.File.Name, s.SecretName), UID: cmp.Or(s.File.UID, "0"), GID: cmp.Or(s.File.GID, "0"), Mode: uint32(s.File.Mode)})
+	}
+	for _, c := range in.Configs {
+		if c == nil || c.File == nil || c.ConfigID == "" {
+			return out, fault.New(fault.InvalidArgument, "malformed config reference: it needs an ID and a file")
+		}
+		out.Configs = append(out.Configs, cloud.FileReference{ID: c.ConfigID, Name: c.ConfigName, Path: cmp.Or(c.File.Name, c.ConfigName), UID: cmp.Or(c.File.UID, "0"), GID: cmp.Or(c.File.GID, "0"), Mode: uint32(c.File.Mode)})
+	}
+	for _, u := range in.Ulimits {
+		if u != nil {
+			out.Ulimits = append(out.Ulimits, cloud.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+		}
+	}
+	return out, nil
+}
+
+// serviceMount checks a mount as a container's, and keeps what a service can have.
+func serviceMount(in mount.Mount) (cloud.Mount, error) {
+	m, err := mountOf(in)
+	if err != nil {
+		return cloud.Mount{}, err
+	}
+	switch {
+	case m.NonRecursive || len(m.TmpfsOptions) > 0:
+		return cloud.Mount{}, fault.New(fault.NotImplemented, "the mount options bind-nonrecursive and tmpfs-options are not implemented for services")
+	case in.Type == mount.TypeImage:
+		return cloud.Mount{}, fault.New(fault.NotImplemented, "mounts of images are not implemented for services")
+	}
+	return cloud.Mount{
+		Type: cloud.MountType(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation, NoCopy: m.NoCopy,
+		Subpath: m.Subpath, VolumeDriver: m.Driver, VolumeOpts: m.DriverOpts, VolumeLabels: m.Labels, TmpfsSize: m.TmpfsSize, TmpfsMode: m.TmpfsMode,
+	}, nil
+}
+
+func restartPolicy(in *apiswarm.RestartPolicy) (cloud.RestartPolicy, error) {
+	if in == nil {
+		return cloud.RestartPolicy{Condition: cloud.RestartAny}, nil
+	}
+	out := cloud.RestartPolicy{Condition: cloud.RestartCondition(cmp.Or(in.Condition, apiswarm.RestartPolicyConditionAny)), Delay: in.Delay}
+	switch out.Condition {
+	case cloud.RestartAny, cloud.RestartNone, cloud.RestartOnFailure:
+	default:
+		return out, fault.New(fault.InvalidArgument, "invalid RestartCondition: %q: it must be none, on-failure or any", string(in.Condition))
+	}
+	if in.Delay != nil && *in.Delay < 0 || in.Window != nil && *in.Window < 0 {
+		return out, fault.New(fault.InvalidArgument, "TaskSpec: restart-delay and restart-window cannot be negative")
+	}
+	if in.MaxAttempts != nil {
+		out.MaxAttempts = *in.MaxAttempts
+	}
+	if in.Window != nil {
+		out.Window = *in.Window
+	}
+	return out, nil
+}
+
+// updateConfig fills in Docker's defaults where nothing is given.
+func updateConfig(what string, in *apiswarm.UpdateConfig) (cloud.UpdateConfig, error) {
+	if in == nil {
+		in = &apiswarm.UpdateConfig{Parallelism: 1}
+	}
+	out := cloud.UpdateConfig{
+		Parallelism: in.Parallelism, Delay: in.Delay, FailureAction: cloud.FailureAction(cmp.Or(in.FailureAction, apiswarm.UpdateFailureActionPause)),
+		Monitor: cmp.Or(in.Monitor, 5*time.Second), MaxFailureRatio: float64(in.MaxFailureRatio), Order: cloud.UpdateOrder(cmp.Or(in.Order, apiswarm.UpdateOrderStopFirst)),
+	}
+	switch {
+	case out.FailureAction != cloud.FailurePause && out.FailureAction != cloud.FailureContinue && (out.FailureAction != cloud.FailureRollback || what == "rollback"):
+		return out, fault.New(fault.InvalidArgument, "unrecognized %s failure action %s", what, out.FailureAction)
+	case out.Order != cloud.StopFirst && out.Order != cloud.StartFirst:
+		return out, fault.New(fault.InvalidArgument, "unrecognized %s order %s", what, out.Order)
+	case out.Delay < 0 || out.Monitor < 0:
+		return out, fault.New(fault.InvalidArgument, "TaskSpec: %s-delay and %s-monitor cannot be negative", what, what)
+	case out.MaxFailureRatio < 0 || out.MaxFailureRatio > 1:
+		return out, fault.New(fault.InvalidArgument, "TaskSpec: %s-maxfailureratio cannot be less than 0 or bigger than 1", what)
+	}
+	return out, nil
+}
+
+func endpointSpec(in *apiswarm.EndpointSpec) (cloud.EndpointSpec, error) {
+	if in == nil {
+		return cloud.EndpointSpec{Mode: cloud.EndpointVIP}, nil
+	}
+	out := cloud.EndpointSpec{Mode: cloud.EndpointMode(cmp.Or(in.Mode, apiswarm.ResolutionModeVIP))}
+	if out.Mode != cloud.EndpointVIP && out.Mode != cloud.EndpointDNSRR {
+		return out, fault.New(fault.InvalidArgument, "invalid resolution mode: %q: it must be vip or dnsrr", string(in.Mode))
+	}
+	for _, p := range in.Ports {
+		port := cloud.PortConfig{Name: p.Name, Protocol: cloud.Protocol(strings.ToLower(cmp.Or(string(p.Protocol), "tcp"))), Target: uint16(p.TargetPort),
+			Published: uint16(p.PublishedPort), Mode: cloud.PublishMode(cmp.Or(p.PublishMode, apiswarm.PortConfigPublishModeIngress))}
+		switch {
+		case p.TargetPort == 0 || p.TargetPort > math.MaxUint16 || p.PublishedPort > math.MaxUint16:
+			return out, fault.New(fault.InvalidArgument, "EndpointSpec: invalid port: published %d, target %d: ports are 1 to 65535", p.PublishedPort, p.TargetPort)
+		case !slices.Contains([]cloud.Protocol{cloud.TCP, cloud.UDP, cloud.SCTP}, port.Protocol):
+			return out, fault.New(fault.InvalidArgument, "invalid protocol: %q", string(p.Protocol))
+		case port.Mode != cloud.PublishIngress && port.Mode != cloud.PublishHost:
+			return out, fault.New(fault.InvalidArgument, "invalid publish mode: %q: it must be ingress or host", string(p.PublishMode))
+		case port.Mode == cloud.PublishIngress && out.Mode == cloud.EndpointDNSRR:
+			return out, fault.New(fault.InvalidArgument, "EndpointSpec: port published with ingress mode can't be used with dnsrr mode")
+		}
+		for _, other := range out.Ports {
+			if port.Published != 0 && other.Published == port.Published && other.Protocol == port.Protocol {
+				return out, fault.New(fault.InvalidArgument, "EndpointSpec: duplicate published ports provided")
+			}
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	return out, nil
+}
+
+func wireService(s *cloud.Service) apiswarm.Service {
+	out := apiswarm.Service{ID: s.ID, Meta: wireMeta(&s.Meta), Spec: wireServiceSpec(&s.Spec), Endpoint: apiswarm.Endpoint{
+		Spec: *wireEndpointSpec(&s.Spec.Endpoint), Ports: wirePorts(s.Endpoint.Ports),
+	}}
+	if s.PreviousSpec != nil {
+		previous := wireServiceSpec(s.PreviousSpec)
+		out.PreviousSpec = &previous
+	}
+	for _, v := range s.Endpoint.VIPs {
+		for _, a := range v.Addrs {
+			out.Endpoint.VirtualIPs = append(out.Endpoint.VirtualIPs, apiswarm.EndpointVirtualIP{NetworkID: v.NetworkID, Addr: a})
+		}
+	}
+	if u := s.Update; u != nil && u.State != "" {
+		out.UpdateStatus = &apiswarm.UpdateStatus{State: apiswarm.UpdateState(u.State), Message: u.Message}
+		if !u.StartedAt.IsZero() {
+			out.UpdateStatus.StartedAt = &u.StartedAt
+		}
+		if !u.CompletedAt.IsZero() {
+			out.UpdateStatus.CompletedAt = &u.CompletedAt
+		}
+	}
+	return out
+}
+
+func wireServiceSpec(s *cloud.ServiceSpec) apiswarm.ServiceSpec {
+	out := apiswarm.ServiceSpec{
+		Annotations: apiswarm.Annotations{Name: s.Name, Labels: mapping(s.Labels)}, TaskTemplate: wireTaskSpec(&s.Task),
+		UpdateConfig: wireUpdateConfig(&s.Update), RollbackConfig: wireUpdateConfig(&s.Rollback), EndpointSpec: wireEndpointSpec(&s.Endpoint),
+	}
+	if s.Mode.Global {
+		out.Mode.Global = &apiswarm.GlobalService{}
+	} else {
+		replicas := s.Mode.Replicas
+		out.Mode.Replicated = &apiswarm.ReplicatedService{Replicas: &replicas}
+	}
+	return out
+}
+
+func wireUpdateConfig(u *cloud.UpdateConfig) *apiswarm.UpdateConfig {
+	return &apiswarm.UpdateConfig{
+		Parallelism: u.Parallelism, Delay: u.Delay, FailureAction: apiswarm.FailureAction(cmp.Or(u.FailureAction, cloud.FailurePause)), Monitor: u.Monitor,
+		MaxFailureRatio: float32(u.MaxFailureRatio), Order: apiswarm.UpdateOrder(cmp.Or(u.Order, cloud.StopFirst)),
+	}
+}
+
+func wireEndpointSpec(e *cloud.EndpointSpec) *apiswarm.EndpointSpec {
+	return &apiswarm.EndpointSpec{Mode: apiswarm.ResolutionMode(cmp.Or(e.Mode, cloud.EndpointVIP)), Ports: wirePorts(e.Ports)}
+}
+
+func wireTaskSpec(t *cloud.TaskSpec) apiswarm.TaskSpec {
+	attempts, window := t.Restart.MaxAttempts, t.Restart.Window
+	out := apiswarm.TaskSpec{
+		ContainerSpec: wireContainerSpec(&t.Container), ForceUpdate: t.ForceUpdate, Runtime: apiswarm.RuntimeContainer,
+		RestartPolicy: &apiswarm.RestartPolicy{Condition: apiswarm.RestartPolicyCondition(cmp.Or(t.Restart.Condition, cloud.RestartAny)), Delay: t.Restart.Delay, MaxAttempts: &attempts, Window: &window},
+		Placement:     &apiswarm.Placement{Constraints: t.Placement.Constraints, MaxReplicas: t.Placement.MaxReplicas},
+		Resources:     &apiswarm.ResourceRequirements{},
+	}
+	if l := t.Limits; l != (cloud.Resources{}) {
+		out.Resources.Limits = &apiswarm.Limit{NanoCPUs: l.NanoCPUs, MemoryBytes: l.MemoryBytes, Pids: l.Pids}
+	}
+	if v := t.Reservations; v != (cloud.Resources{}) {
+		out.Resources.Reservations = &apiswarm.Resources{NanoCPUs: v.NanoCPUs, MemoryBytes: v.MemoryBytes}
+	}
+	for _, over := range t.Placement.SpreadOver {
+		out.Placement.Preferences = append(out.Placement.Preferences, apiswarm.PlacementPreference{Spread: &apiswarm.SpreadOver{SpreadDescriptor: over}})
+	}
+	for _, p := range t.Placement.Platforms {
+		out.Placement.Platforms = append(out.Placement.Platforms, apiswarm.Platform{Architecture: p.Architecture, OS: p.OS})
+	}
+	for _, n := range t.Networks {
+		out.Networks = append(out.Networks, apiswarm.NetworkAttachmentConfig{Target: n.Target, Aliases: n.Aliases, DriverOpts: n.DriverOpts})
+	}
+	if t.Log != nil {
+		out.LogDriver = &apiswarm.Driver{Name: t.Log.Driver, Options: t.Log.Options}
+	}
+	return out
+}
+
+func wireContainerSpec(c *cloud.ContainerSpec) *apiswarm.ContainerSpec {
+	out := &apiswarm.ContainerSpec{
+		Image: c.Image, Labels: c.Labels, Command: c.Command, Args: c.Args, Hostname: c.Hostname, Env: c.Env, Dir: c.Dir, User: c.User, Groups: c.Groups,
+		Init: c.Init, StopSignal: c.StopSignal, TTY: c.TTY, OpenStdin: c.OpenStdin, ReadOnly: c.ReadOnly, StopGracePeriod: c.StopGracePeriod,
+		Hosts: c.Hosts, Isolation: apicontainer.IsolationDefault, Sysctls: c.Sysctls, CapabilityAdd: c.CapAdd, CapabilityDrop: c.CapDrop,
+		DNSConfig: &apiswarm.DNSConfig{Search: c.DNS.Search, Options: c.DNS.Options},
+	}
+	for _, s := range c.DNS.Servers {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out.DNSConfig.Nameservers = append(out.DNSConfig.Nameservers, a)
+		}
+	}
+	for _, m := range c.Mounts {
+		out.Mounts = append(out.Mounts, wireServiceMount(&m))
+	}
+	if h := c.Health; h != nil {
+		out.Healthcheck = &apicontainer.HealthConfig{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries}
+	}
+	for _, s := range c.Secrets {
+		out.Secrets = append(out.Secrets, &apiswarm.SecretReference{SecretID: s.ID, SecretName: s.Name,
+			File: &apiswarm.SecretReferenceFileTarget{Name: s.Path, UID: s.UID, GID: s.GID, Mode: os.FileMode(s.Mode)}})
+	}
+	for _, s := range c.Configs {
+		out.Configs = append(out.Configs, &apiswarm.ConfigReference{ConfigID: s.ID, ConfigName: s.Name,
+			File: &apiswarm.ConfigReferenceFileTarget{Name: s.Path, UID: s.UID, GID: s.GID, Mode: os.FileMode(s.Mode)}})
+	}
+	for _, u := range c.Ulimits {
+		out.Ulimits = append(out.Ulimits, &units.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
+	}
+	return out
+}
+
+func wireServiceMount(m *cloud.Mount) mount.Mount {
+	out := mount.Mount{Type: mount.Type(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
+	switch m.Type {
+	case cloud.MountBind:
+		if m.Propagation != "" {
+			out.BindOptions = &mount.BindOptions{Propagation: mount.Propagation(m.Propagation)}
+		}
+	case cloud.MountVolume:
+		if m.NoCopy || m.Subpath != "" || m.VolumeDriver != "" || m.VolumeOpts != nil || m.VolumeLabels != nil {
+			out.VolumeOptions = &mount.VolumeOptions{NoCopy: m.NoCopy, Labels: m.VolumeLabels, Subpath: m.Subpath}
+			if m.VolumeDriver != "" || m.VolumeOpts != nil {
+				out.VolumeOptions.DriverConfig = &mount.Driver{Name: m.VolumeDriver, Options: m.VolumeOpts}
+			}
+		}
+	case cloud.MountTmpfs:
+		if m.TmpfsSize != 0 || m.TmpfsMode != 0 {
+			out.TmpfsOptions = &mount.TmpfsOptions{SizeBytes: m.TmpfsSize, Mode: os.FileMode(m.TmpfsMode)}
+		}
+	}
+	return out
+}

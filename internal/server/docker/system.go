@@ -1,0 +1,295 @@
+package docker
+
+import (
+	"cmp"
+	"context"
+	"net/http"
+	"runtime"
+	"time"
+
+	apibuild "github.com/moby/moby/api/types/build"
+	apicontainer "github.com/moby/moby/api/types/container"
+	apiimage "github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/system"
+	apivolume "github.com/moby/moby/api/types/volume"
+
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// systemAPI serves what is about the daemon and its host as a whole.
+type systemAPI struct{ Config }
+
+func (a *systemAPI) routes() []route {
+	return []route{
+		{method: "GET", pattern: "/_ping", serve: a.ping}, // and HEAD
+		{method: "GET", pattern: "/info", serve: a.info},
+		{method: "GET", pattern: "/version", serve: a.version},
+		{method: "GET", pattern: "/system/df", serve: a.diskUsage},
+		{method: "POST", pattern: "/auth", serve: a.auth},
+		{method: "OPTIONS", pattern: "/{any...}", serve: func(w *response, _ *request) error { return ok(w, nil) }},
+	}
+}
+
+func (a *systemAPI) ping(w *response, r *request) error {
+	h := w.Header()
+	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	h.Set("Pragma", "no-cache")
+	h.Set("Builder-Version", string(apibuild.BuilderV1)) // images are not built here; this makes clients say so soonest
+	local := a.Swarm.Local()
+	state := cmp.Or(local.State, "inactive")
+	if state == "active" {
+		state += "/worker"
+		if local.ControlAvailable {
+			state = "active/manager"
+		}
+	}
+	h.Set("Swarm", state)
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	if r.Method == http.MethodHead {
+		h.Set("Content-Length", "0")
+		return ok(w, nil)
+	}
+	w.WriteHeader(http.StatusOK)
+	_, _ = w.Write([]byte("OK"))
+	return nil
+}
+
+// legacyInfo adds what older versions had.
+type legacyInfo struct {
+	system.Info
+	BridgeNfIptables  *bool `json:",omitempty"`
+	BridgeNfIP6tables *bool `json:"BridgeNfIp6tables,omitempty"`
+}
+
+func (a *systemAPI) info(w *response, r *request) error {
+	h := a.Host.Info()
+	info := system.Info{
+		ID: h.ID, Driver: h.Driver, DriverStatus: h.DriverStatus,
+		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
+		MemoryLimit: h.Capabilities.MemoryLimit, SwapLimit: h.Capabilities.SwapLimit, CPUCfsPeriod: h.Capabilities.CPUCfsPeriod,
+		CPUCfsQuota: h.Capabilities.CPUCfsQuota, CPUShares: h.Capabilities.CPUShares, CPUSet: h.Capabilities.CPUSet,
+		PidsLimit: h.Capabilities.PidsLimit, IPv4Forwarding: h.Capabilities.IPv4Forwarding, OomKillDisable: h.Capabilities.OomKillDisable,
+		Debug: h.Debug, NFd: h.NFd, NGoroutines: h.NGoroutines, SystemTime: now().Format(time.RFC3339Nano), LoggingDriver: "json-file",
+		CgroupDriver: h.CgroupDriver, CgroupVersion: h.CgroupVersion, KernelVersion: h.KernelVersion, OperatingSystem: h.OperatingSystem,
+		OSVersion: h.OSVersion, OSType: "linux", Architecture: h.Architecture, IndexServerAddress: "https://index.docker.io/v1/",
+		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
+		ServerVersion: h.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
+		LiveRestoreEnabled: true, InitBinary: "sampan-keeper", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: []string{},
+		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
+	}
+	for _, c := range a.Containers.List() {
+		info.Containers++
+		switch {
+		case c.State.Paused:
+			info.ContainersPaused++
+		case c.State.Running:
+			info.ContainersRunning++
+		default:
+			info.ContainersStopped++
+		}
+	}
+	if images, err := a.Images.List(r.Context()); err == nil {
+		info.Images = len(images)
+	}
+	for _, p := range h.DefaultAddressPools {
+		info.DefaultAddressPools = append(info.DefaultAddressPools, system.NetworkAddressPool{Base: p.Base, Size: p.Size})
+	}
+	for _, c := range h.Components {
+		switch c.Name {
+		case "runc", "libcontainer":
+			info.RuncCommit.ID = c.Version
+		case "containerd":
+			info.ContainerdCommit.ID = c.Version
+		}
+	}
+	out := legacyInfo{Info: info}
+	if r.version < 1049 {
+		out.FirewallBackend = nil
+	}
+	if r.version < 1050 {
+		out.BridgeNfIptables, out.BridgeNfIP6tables = &h.Capabilities.BridgeNfIptables, &h.Capabilities.BridgeNfIptables
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func registryConfig(h *HostInfo) *registry.ServiceConfig {
+	c := &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{
+		"docker.io": {Name: "docker.io", Mirrors: list(h.Mirrors), Secure: true, Official: true},
+	}, Mirrors: list(h.Mirrors)}
+	for _, name := range h.InsecureRegistries {
+		c.IndexConfigs[name] = &registry.IndexInfo{Name: name, Mirrors: []string{}}
+	}
+	return c
+}
+
+func (a *systemAPI) version(w *response, _ *request) error {
+	h := a.Host.Info()
+	out := system.VersionResponse{
+		Platform: system.PlatformInfo{Name: "Sampan"}, Version: h.Version, APIVersion: maxVersion.String(), MinAPIVersion: minVersion.String(),
+		Os: runtime.GOOS, Arch: runtime.GOARCH, GitCommit: h.GitCommit, GoVersion: runtime.Version(), KernelVersion: h.KernelVersion, BuildTime: h.BuildTime,
+	}
+	out.Components = append(out.Components, system.ComponentVersion{Name: "Engine", Version: h.Version, Details: map[string]string{
+		"ApiVersion": out.APIVersion, "MinAPIVersion": out.MinAPIVersion, "Os": out.Os, "Arch": out.Arch, "GitCommit": out.GitCommit,
+		"GoVersion": out.GoVersion, "KernelVersion": out.KernelVersion, "BuildTime": out.BuildTime, "Experimental": "false",
+	}})
+	for _, c := range h.Components {
+		out.Components = append(out.Components, system.ComponentVersion{Name: c.Name, Version: c.Version})
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+func (a *systemAPI) auth(w *response, r *request) error {
+	var body registry.AuthConfig
+	if err := r.decode(&body); err != nil {
+		return err
+	}
+	if a.Registry == nil {
+		return fault.New(fault.NotImplemented, "checking credentials is not possible: the daemon has no client of registries")
+	}
+	auth := image.Auth{Username: body.Username, Password: body.Password, IdentityToken: body.IdentityToken, RegistryToken: body.RegistryToken, ServerAddress: body.ServerAddress}
+	token, err := a.Registry.Login(r.Context(), auth)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, registry.AuthResponse{IdentityToken: token, Status: "Login Succeeded"})
+}
+
+// diskUsageBody has the fields of both forms: that of before 1.52, and the newer with totals.
+type diskUsageBody struct {
+	LayersSize *int64                  `json:",omitempty"`
+	Images     *[]apiimage.Summary     `json:",omitempty"`
+	Containers *[]apicontainer.Summary `json:",omitempty"`
+	Volumes    *[]apivolume.Volume     `json:",omitempty"`
+	BuildCache *[]apibuild.CacheRecord `json:",omitempty"`
+	*system.DiskUsage
+}
+
+func (a *systemAPI) diskUsage(w *response, r *request) error {
+	want := map[string]bool{}
+	for _, t := range r.query["type"] {
+		switch system.DiskUsageObject(t) {
+		case system.ContainerObject, system.ImageObject, system.VolumeObject, system.BuildCacheObject:
+			want[t] = true
+		default:
+			return fault.New(fault.InvalidArgument, "unknown object type: %s", t)
+		}
+	}
+	wanted := func(t system.DiskUsageObject) bool { return len(want) == 0 || r.version < 1042 || want[string(t)] }
+	verbose := r.version >= 1052 && r.flag("verbose")
+	legacy := !verbose
+	var body diskUsageBody
+	usage := &system.DiskUsage{}
+	containers := a.Containers.List()
+	if wanted(system.ImageObject) {
+		images, err := a.imageUsage(r, containers)
+		if err != nil {
+			return err
+		}
+		if usage.ImageUsage = images; legacy {
+			body.Images, body.LayersSize = items(&images.Items, verbose), &images.TotalSize
+		}
+	}
+	if wanted(system.ContainerObject) {
+		u := a.containerUsage(r.Context(), containers)
+		if usage.ContainerUsage = u; legacy {
+			body.Containers = items(&u.Items, verbose)
+		}
+	}
+	if wanted(system.VolumeObject) {
+		u := a.volumeUsage()
+		if usage.VolumeUsage = u; legacy {
+			body.Volumes = items(&u.Items, verbose)
+		}
+	}
+	if wanted(system.BuildCacheObject) {
+		u := &apibuild.DiskUsage{Items: []apibuild.CacheRecord{}}
+		if usage.BuildCacheUsage = u; legacy {
+			body.BuildCache = items(&u.Items, verbose)
+		}
+	}
+	if r.version >= 1052 {
+		body.DiskUsage = usage
+	}
+	return writeJSON(w, http.StatusOK, body)
+}
+
+// items returns the items of a usage for the older form, and takes them out of the newer unless they were asked for.
+func items[T any](in *[]T, keep bool) *[]T {
+	out := list(*in)
+	if !keep {
+		*in = nil
+	}
+	return &out
+}
+
+func (a *systemAPI) imageUsage(r *request, containers []container.Container) (*apiimage.DiskUsage, error) {
+	images, err := a.Images.List(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	users := map[string]int64{}
+	for _, c := range containers {
+		users[c.ImageID]++
+	}
+	u := &apiimage.DiskUsage{Items: []apiimage.Summary{}}
+	for _, img := range images {
+		s := imageSummary(&img, r)
+		s.Containers, s.SharedSize = users[img.ID], 0
+		u.TotalCount++
+		u.TotalSize += img.Size
+		if s.Containers > 0 {
+			u.ActiveCount++
+		} else {
+			u.Reclaimable += img.Size
+		}
+		u.Items = append(u.Items, s)
+	}
+	return u, nil
+}
+
+func (a *systemAPI) containerUsage(ctx context.Context, containers []container.Container) *apicontainer.DiskUsage {
+	u := &apicontainer.DiskUsage{Items: []apicontainer.Summary{}}
+	for i := range containers {
+		c := &containers[i]
+		s := summary(c, now())
+		rw, rootfs, err := a.Containers.Size(ctx, c.ID)
+		if err != nil {
+			continue // removed meanwhile
+		}
+		s.SizeRw, s.SizeRootFs = rw, rootfs
+		u.TotalCount++
+		u.TotalSize += rw
+		if c.State.Running {
+			u.ActiveCount++
+		} else {
+			u.Reclaimable += rw
+		}
+		u.Items = append(u.Items, s)
+	}
+	return u
+}
+
+func (a *systemAPI) volumeUsage() *apivolume.DiskUsage {
+	u := &apivolume.DiskUsage{Items: []apivolume.Volume{}}
+	for _, v := range a.Volumes.List() {
+		size, err := a.Volumes.Size(v.Name)
+		if err != nil {
+			size = -1
+		}
+		users := int64(len(a.Volumes.Users(v.Name)))
+		w := wireVolume(v)
+		w.UsageData = &apivolume.UsageData{RefCount: users, Size: size}
+		u.TotalCount++
+		u.TotalSize += max(size, 0)
+		if users > 0 {
+			u.ActiveCount++
+		} else {
+			u.Reclaimable += max(size, 0)
+		}
+		u.Items = append(u.Items, w)
+	}
+	return u
+}

@@ -1,0 +1,239 @@
+package docker
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+
+	apinetwork "github.com/moby/moby/api/types/network"
+	apiswarm "github.com/moby/moby/api/types/swarm"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control"
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// taskAPI serves the tasks that services consist of.
+type taskAPI struct{ swarm Swarm }
+
+func (a *taskAPI) routes() []route {
+	return []route{
+		{method: "GET", pattern: "/tasks", serve: a.list},
+		{method: "GET", pattern: "/tasks/{id}", serve: a.inspect},
+		{method: "GET", pattern: "/tasks/{id}/logs", serve: a.logs},
+	}
+}
+
+func (a *taskAPI) list(w *response, r *request) error {
+	f, err := r.parseFilters("_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service")
+	if err != nil {
+		return err
+	}
+	for _, s := range f["desired-state"] {
+		if _, known := taskState(s); !known {
+			return fault.New(fault.InvalidArgument, "Invalid desired-state filter: '%s'", s)
+		}
+	}
+	cluster, err := a.swarm.Cluster()
+	if err != nil {
+		return err
+	}
+	if err := resolve(f, "service", func(ref string) (string, error) {
+		s, err := cluster.GetService(r.Context(), ref)
+		if err != nil {
+			return "", err
+		}
+		return s.ID, nil
+	}); err != nil {
+		return err
+	}
+	if err := resolve(f, "node", func(ref string) (string, error) {
+		if ref == "self" {
+			return a.swarm.Local().NodeID, nil
+		}
+		n, err := cluster.GetNode(r.Context(), ref)
+		if err != nil {
+			return "", err
+		}
+		return n.ID, nil
+	}); err != nil {
+		return err
+	}
+	tasks, err := cluster.ListTasks(r.Context())
+	if err != nil {
+		return err
+	}
+	versions := map[string]uint64{}
+	if f.has("_up-to-date") {
+		services, err := cluster.ListServices(r.Context())
+		if err != nil {
+			return err
+		}
+		for _, s := range services {
+			versions[s.ID] = s.SpecVersion
+		}
+	}
+	networks, err := networksByID(r, cluster)
+	if err != nil {
+		return err
+	}
+	out := []apiswarm.Task{}
+	for _, t := range tasks {
+		switch {
+		case !f.prefix("id", t.ID), !f.prefix("name", t.ServiceName, t.Name()), !f.is("service", t.ServiceID), !f.is("node", t.NodeID),
+			!f.is("desired-state", t.Desired.String()), !f.labels("label", t.Spec.Container.Labels), !f.is("runtime", "container"),
+			f.has("_up-to-date") && versions[t.ServiceID] != t.SpecVersion:
+			continue
+		}
+		out = append(out, wireTask(t, networks))
+	}
+	return writeJSON(w, http.StatusOK, out)
+}
+
+// resolve replaces the values of a filter, which users give as names, by IDs.
+func resolve(f filters, key string, id func(ref string) (string, error)) error {
+	for i, ref := range f[key] {
+		resolved, err := id(ref)
+		if fault.Is(err, fault.NotFound) {
+			continue // matches nothing, or the ID of something that is gone and has left tasks behind
+		} else if err != nil {
+			return err
+		}
+		f[key][i] = resolved
+	}
+	return nil
+}
+
+func taskState(s string) (cloud.TaskState, bool) {
+	for state := cloud.TaskNew; state.String() != "unknown"; state++ {
+		if state.String() == s {
+			return state, true
+		}
+	}
+	return 0, s == "allocated" // a state of Docker's that tasks here do not have
+}
+
+func networksByID(r *request, cluster Cluster) (map[string]*cloud.Network, error) {
+	nets, err := cluster.ListNetworks(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]*cloud.Network{}
+	for _, n := range nets {
+		out[n.ID] = n
+	}
+	return out, nil
+}
+
+func (a *taskAPI) inspect(w *response, r *request) error {
+	cluster, err := a.swarm.Cluster()
+	if err != nil {
+		return err
+	}
+	t, err := cluster.GetTask(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	networks, err := networksByID(r, cluster)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, wireTask(t, networks))
+}
+
+func (a *taskAPI) logs(w *response, r *request) error {
+	cluster, err := a.swarm.Cluster()
+	if err != nil {
+		return err
+	}
+	t, err := cluster.GetTask(r.Context(), r.PathValue("id"))
+	if err != nil {
+		return err
+	}
+	return clusterLogs(w, r, cluster, []*cloud.Task{t}, nil, t.Spec.Container.TTY)
+}
+
+// clusterLogs answers with the logs of tasks; while following, also with those of tasks that the services get.
+func clusterLogs(w *response, r *request, cluster Cluster, tasks []*cloud.Task, services []string, tty bool) error {
+	opts, err := logOptions(r)
+	if err != nil {
+		return err
+	}
+	ids, serviceOf := []string{}, map[string]string{}
+	for _, t := range tasks {
+		ids = append(ids, t.ID)
+		serviceOf[t.ID] = t.ServiceID
+	}
+	out := newLogWriter(w, r, tty)
+	err = cluster.Logs(r.Context(), ids, control.LogOptions{
+		Stdout: opts.Stdout, Stderr: opts.Stderr, Follow: opts.Follow, Tail: opts.Tail, Since: opts.Since, Until: opts.Until, Services: services,
+	}, func(l control.TaskLog) error {
+		line := container.LogLine{Stream: container.Stdout, Time: l.Time, Line: l.Line, Attrs: map[string]string{}}
+		if l.Stderr {
+			line.Stream = container.Stderr
+		}
+		for k, v := range l.Attrs {
+			line.Attrs[k] = v
+		}
+		service := serviceOf[l.TaskID]
+		if service == "" && len(services) == 1 {
+			service = services[0] // a task that came while following
+		}
+		// Clients tell the lines apart by these.
+		line.Attrs["com.docker.swarm.node.id"] = l.NodeID
+		line.Attrs["com.docker.swarm.service.id"] = service
+		line.Attrs["com.docker.swarm.task.id"] = l.TaskID
+		return out.write(line)
+	})
+	if err != nil && r.Context().Err() == nil {
+		return out.fail(err)
+	}
+	return nil
+}
+
+func wireTask(t *cloud.Task, networks map[string]*cloud.Network) apiswarm.Task {
+	out := apiswarm.Task{
+		ID: t.ID, Meta: wireMeta(&t.Meta), Annotations: apiswarm.Annotations{Labels: mapping(t.Labels)}, Spec: wireTaskSpec(&t.Spec),
+		ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID, DesiredState: apiswarm.TaskState(t.Desired.String()),
+		Status: apiswarm.TaskStatus{Timestamp: t.Status.Timestamp, State: apiswarm.TaskState(t.Status.State.String()), Message: t.Status.Message, Err: t.Status.Err,
+			PortStatus: apiswarm.PortStatus{Ports: wirePorts(t.Status.HostPorts)}},
+	}
+	if t.Status.ContainerID != "" || t.Status.State.Ended() {
+		out.Status.ContainerStatus = &apiswarm.ContainerStatus{ContainerID: t.Status.ContainerID, PID: t.Status.PID, ExitCode: t.Status.ExitCode}
+	}
+	for _, n := range t.Networks {
+		a := apiswarm.NetworkAttachment{Network: apiswarm.Network{ID: n.NetworkID}, Addresses: n.Addrs}
+		if net := networks[n.NetworkID]; net != nil {
+			a.Network = wireSwarmNetwork(net)
+		}
+		out.NetworksAttachments = append(out.NetworksAttachments, a)
+	}
+	return out
+}
+
+// wireSwarmNetwork shows a network in the shape that tasks have it in.
+func wireSwarmNetwork(n *cloud.Network) apiswarm.Network {
+	out := apiswarm.Network{
+		ID: n.ID, Meta: wireMeta(&n.Meta),
+		Spec: apiswarm.NetworkSpec{
+			Annotations: apiswarm.Annotations{Name: n.Spec.Name, Labels: mapping(n.Spec.Labels)}, DriverConfiguration: &apiswarm.Driver{Name: cmp.Or(n.Spec.Driver, cloud.DriverOverlay), Options: n.Spec.Options},
+			IPv6Enabled: n.Spec.IPv6, Internal: n.Spec.Internal, Attachable: n.Spec.Attachable, Ingress: n.Spec.Ingress, Scope: "swarm",
+		},
+		DriverState: apiswarm.Driver{Name: cmp.Or(n.Spec.Driver, cloud.DriverOverlay)}, IPAMOptions: &apiswarm.IPAMOptions{Driver: apiswarm.Driver{Name: "default"}},
+	}
+	for _, c := range n.Status.Subnets {
+		out.IPAMOptions.Configs = append(out.IPAMOptions.Configs, apiswarm.IPAMConfig{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway})
+	}
+	return out
+}
+
+func wirePorts(in []cloud.PortConfig) []apiswarm.PortConfig {
+	var out []apiswarm.PortConfig
+	for _, p := range in {
+		out = append(out, apiswarm.PortConfig{Name: p.Name, Protocol: apinetwork.IPProtocol(cmp.Or(p.Protocol, cloud.TCP)), TargetPort: uint32(p.Target),
+			PublishedPort: uint32(p.Published), PublishMode: apiswarm.PortConfigPublishMode(cmp.Or(p.Mode, cloud.PublishIngress))})
+	}
+	slices.SortStableFunc(out, func(a, b apiswarm.PortConfig) int { return a.Compare(b) })
+	return out
+}

@@ -1,0 +1,47 @@
+package docker
+
+import (
+	"net/http"
+
+	apibuild "github.com/moby/moby/api/types/build"
+	"github.com/moby/moby/api/types/plugin"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// unserved answers the paths of the API that Sampan does not serve: with 501 and the reason, so that a user learns what
+// to do instead. docs/compatibility.md lists them.
+func unserved() []route {
+	var out []route
+	for _, u := range []struct{ method, pattern, why string }{
+		{"POST", "/build", "building images is not implemented: build elsewhere and pull or load the image"},
+		{"POST", "/build/cancel", "building images is not implemented"},
+		{"POST", "/session", "building images with BuildKit is not implemented: build elsewhere and pull or load the image"},
+		{"POST", "/grpc", "building images with BuildKit is not implemented: build elsewhere and pull or load the image"},
+		{"GET", "/images/search", "searching Docker Hub is not implemented: search at https://hub.docker.com"},
+		{"GET", "/containers/{id}/checkpoints", "checkpoints are not implemented"},
+		{"POST", "/containers/{id}/checkpoints", "checkpoints are not implemented"},
+		{"DELETE", "/containers/{id}/checkpoints/{checkpoint}", "checkpoints are not implemented"},
+		{"PUT", "/volumes/{name}", "only cluster volumes can be updated, and those are not implemented"},
+		{"GET", "/swarm/unlockkey", "autolock is not implemented: managers keep their keys on disk, readable by root only"},
+		{"POST", "/swarm/unlock", "autolock is not implemented: managers keep their keys on disk, readable by root only"},
+		{"GET", "/plugins/{rest...}", noPlugins},
+		{"POST", "/plugins/{rest...}", noPlugins},
+		{"DELETE", "/plugins/{rest...}", noPlugins},
+	} {
+		out = append(out, route{method: u.method, pattern: u.pattern, serve: func(*response, *request) error {
+			return fault.New(fault.NotImplemented, "%s", u.why)
+		}})
+	}
+	return append(out,
+		// There are none, which is an answer: clients ask for these in passing.
+		route{method: "GET", pattern: "/plugins", serve: func(w *response, _ *request) error {
+			return writeJSON(w, http.StatusOK, []plugin.Plugin{})
+		}},
+		route{method: "POST", pattern: "/build/prune", since: 1031, serve: func(w *response, _ *request) error {
+			return writeJSON(w, http.StatusOK, apibuild.CachePruneReport{CachesDeleted: []string{}})
+		}},
+	)
+}
+
+const noPlugins = "plugins are not implemented: network and volume drivers are part of sampand"
