@@ -1,0 +1,314 @@
+// Package identity owns who is who between hosts: the cluster's certificate authority, the certificates that say a
+// node's ID and role, the tokens that let a host join, and the TLS configurations built on them. It decides whether a
+// certificate is one of this cluster, never what its bearer may do.
+package identity
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/hex"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"math/big"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// The roles of a node.
+const (
+	Worker  = "worker"
+	Manager = "manager"
+)
+
+// Lifetimes.
+const (
+	CALifetime          = 20 * 365 * 24 * time.Hour
+	DefaultNodeLifetime = 90 * 24 * time.Hour
+	MinNodeLifetime     = time.Hour
+	// Certificates are valid from a little before they were issued, for hosts whose clocks differ.
+	backdate = time.Hour
+)
+
+// unitPrefix makes a role the organizational unit of a certificate, as Docker's certificates have it.
+const unitPrefix = "swarm-"
+
+// ManagerName is the DNS name that every manager's certificate carries beside its node's ID: clients ask for it, because
+// addresses change.
+const ManagerName = unitPrefix + Manager
+
+// Subject is what a node's certificate says.
+type Subject struct {
+	NodeID    string
+	Role      string
+	ClusterID string
+}
+
+// SubjectOf reads the subject of a certificate that the cluster's CA has signed.
+func SubjectOf(cert *x509.Certificate) (Subject, error) {
+	s := Subject{NodeID: cert.Subject.CommonName}
+	if len(cert.Subject.Organization) == 1 {
+		s.ClusterID = cert.Subject.Organization[0]
+	}
+	for _, role := range []string{Worker, Manager} {
+		if len(cert.Subject.OrganizationalUnit) == 1 && cert.Subject.OrganizationalUnit[0] == unitPrefix+role {
+			s.Role = role
+		}
+	}
+	if s.NodeID == "" || s.ClusterID == "" || s.Role == "" {
+		return Subject{}, fault.New(fault.Unauthorized, "the certificate of %q is not a node's", cert.Subject)
+	}
+	return s, nil
+}
+
+// CA is a certificate authority: what it trusts, and, on a manager, the key to sign with.
+type CA struct {
+	bundle []byte // PEM: the current root first, then those still trusted while rotating
+	roots  []*x509.Certificate
+	key    crypto.Signer // nil where only trust is needed
+}
+
+// NewCA makes the authority of a new cluster.
+func NewCA(now time.Time) (*CA, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber:          serial(),
+		Subject:               pkix.Name{CommonName: "swarm-ca"},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              now.Add(CALifetime),
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+		BasicConstraintsValid: true,
+		IsCA:                  true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		return nil, err
+	}
+	root, err := x509.ParseCertificate(der)
+	if err != nil {
+		return nil, err
+	}
+	return &CA{bundle: encodeCert(der), roots: []*x509.Certificate{root}, key: key}, nil
+}
+
+// ParseCA reads a PEM bundle of roots and the first one's key, which may be nil.
+func ParseCA(bundle, key []byte) (*CA, error) {
+	roots, err := parseCerts(bundle)
+	if err != nil {
+		return nil, fmt.Errorf("the cluster's CA: %w", err)
+	}
+	for _, r := range roots {
+		if !r.IsCA {
+			return nil, fmt.Errorf("the cluster's CA: certificate %q is not an authority's", r.Subject)
+		}
+	}
+	c := &CA{bundle: bytes.Clone(bundle), roots: roots}
+	if len(key) == 0 {
+		return c, nil
+	}
+	if c.key, err = parseKey(key); err != nil {
+		return nil, fmt.Errorf("the cluster's CA: %w", err)
+	}
+	if !c.key.Public().(*ecdsa.PublicKey).Equal(roots[0].PublicKey) {
+		return nil, errors.New("the cluster's CA: the key is not the first certificate's")
+	}
+	return c, nil
+}
+
+// CertPEM returns the bundle of trusted roots.
+func (c *CA) CertPEM() []byte { return bytes.Clone(c.bundle) }
+
+// KeyPEM returns the key, nil if it is not here.
+func (c *CA) KeyPEM() []byte {
+	if c.key == nil {
+		return nil
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(c.key)
+	if err != nil {
+		return nil // cannot be: parseKey and NewCA give ECDSA keys only
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+}
+
+// Digest returns the SHA-256 of the current root certificate in hexadecimal: what join tokens vouch for.
+func (c *CA) Digest() string {
+	sum := sha256.Sum256(c.roots[0].Raw)
+	return hex.EncodeToString(sum[:])
+}
+
+// WithTrusted returns a CA that trusts the roots of others too: while one root is replaced by the next, both are
+// trusted everywhere before the first certificate is signed by the new one.
+func (c *CA) WithTrusted(others ...*CA) *CA {
+	out := &CA{bundle: bytes.Clone(c.bundle), roots: append([]*x509.Certificate{}, c.roots...), key: c.key}
+	for _, o := range others {
+	next:
+		for _, r := range o.roots {
+			for _, have := range out.roots {
+				if have.Equal(r) {
+					continue next
+				}
+			}
+			out.roots = append(out.roots, r)
+			out.bundle = append(out.bundle, encodeCert(r.Raw)...)
+		}
+	}
+	return out
+}
+
+// Sign issues a node's certificate for the key in the request. Nothing else of the request is looked at: what the
+// certificate says is decided here.
+func (c *CA) Sign(csrPEM []byte, s Subject, lifetime time.Duration, now time.Time) (certPEM []byte, err error) {
+	if c.key == nil {
+		return nil, fault.New(fault.FailedPrecondition, "this node does not have the key of the cluster's CA")
+	}
+	block, _ := pem.Decode(csrPEM)
+	if block == nil || block.Type != "CERTIFICATE REQUEST" {
+		return nil, fault.New(fault.InvalidArgument, "the certificate request is not in PEM form")
+	}
+	csr, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, fault.New(fault.InvalidArgument, "certificate request: %w", err)
+	}
+	if err := csr.CheckSignature(); err != nil {
+		return nil, fault.New(fault.InvalidArgument, "certificate request: %w", err)
+	}
+	pub, ok := csr.PublicKey.(*ecdsa.PublicKey)
+	if !ok || pub.Curve != elliptic.P256() {
+		return nil, fault.New(fault.InvalidArgument, "certificate request: an ECDSA key on P-256 is needed")
+	}
+	if lifetime <= 0 {
+		lifetime = DefaultNodeLifetime
+	}
+	end := now.Add(max(lifetime, MinNodeLifetime))
+	if root := c.roots[0]; end.After(root.NotAfter) {
+		end = root.NotAfter
+	}
+	names := []string{s.NodeID}
+	if s.Role == Manager {
+		names = append(names, ManagerName)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject: pkix.Name{
+			CommonName: s.NodeID, Organization: []string{s.ClusterID}, OrganizationalUnit: []string{unitPrefix + s.Role},
+		},
+		NotBefore:             now.Add(-backdate),
+		NotAfter:              end,
+		KeyUsage:              x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:           []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		DNSNames:              names,
+		BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.roots[0], pub, c.key)
+	if err != nil {
+		return nil, err
+	}
+	return encodeCert(der), nil
+}
+
+// Verify checks that the CA has issued the certificate and that it is a node's. expired says that it is past its end,
+// which is no error here: whoever asks decides what an expired certificate is still good for. It holds no longer than
+// the root that signed it.
+func (c *CA) Verify(cert *x509.Certificate, now time.Time) (s Subject, expired bool, err error) {
+	pool := x509.NewCertPool()
+	for _, r := range c.roots {
+		if now.Before(r.NotAfter) {
+			pool.AddCert(r)
+		}
+	}
+	at := now
+	if now.After(cert.NotAfter) {
+		expired, at = true, cert.NotAfter
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{
+		Roots: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+	}); err != nil {
+		return Subject{}, false, fault.New(fault.Unauthorized, "certificate of %q: %w", cert.Subject.CommonName, err)
+	}
+	s, err = SubjectOf(cert)
+	return s, expired, err
+}
+
+// NewRequest makes a key and the request for its certificate.
+func NewRequest() (keyPEM, csrPEM []byte, err error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr}), nil
+}
+
+func serial() *big.Int {
+	var b [16]byte
+	rand.Read(b[:])
+	b[0] &= 0x7f
+	return new(big.Int).SetBytes(b[:])
+}
+
+func encodeCert(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}
+
+func parseCerts(bundle []byte) ([]*x509.Certificate, error) {
+	var out []*x509.Certificate
+	for rest := bundle; ; {
+		var block *pem.Block
+		block, rest = pem.Decode(rest)
+		if block == nil {
+			break
+		}
+		if block.Type != "CERTIFICATE" {
+			continue
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, cert)
+	}
+	if len(out) == 0 {
+		return nil, errors.New("no certificate found")
+	}
+	return out, nil
+}
+
+func parseKey(doc []byte) (crypto.Signer, error) {
+	for rest := doc; ; {
+		var block *pem.Block
+		block, rest = pem.Decode(rest)
+		if block == nil {
+			return nil, errors.New("no private key found")
+		}
+		if block.Type != "PRIVATE KEY" {
+			continue
+		}
+		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		ec, ok := key.(*ecdsa.PrivateKey)
+		if !ok {
+			return nil, fmt.Errorf("private key of type %T: want ECDSA", key)
+		}
+		return ec, nil
+	}
+}
