@@ -20,7 +20,7 @@ import (
 
 func newCA(t *testing.T) *CA {
 	t.Helper()
-	ca, err := NewCA(time.Now())
+	ca, err := NewCA(time.Now().Add(-100 * time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
