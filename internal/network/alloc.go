@@ -1,0 +1,131 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/network/ipam"
+)
+
+// All of this file is called with Manager.mu held.
+
+// takeSubnet takes one subnet for a network and enters it there, complete.
+func (m *Manager) takeSubnet(n *Network, r ipam.Request, v6 bool) error {
+	var avoid []netip.Prefix
+	if !r.Subnet.IsValid() {
+		var err error
+		if avoid, err = m.routed(); err != nil {
+			return err
+		}
+	}
+	s, err := m.space.Take(r, v6, avoid)
+	if err != nil {
+		return err
+	}
+	n.Subnets = append(n.Subnets, cloud.IPAMConfig{Subnet: s.Prefix, Range: r.Range, Gateway: s.Gateway, Aux: s.Aux})
+	return nil
+}
+
+func (m *Manager) giveSubnets(n *Network) {
+	for _, c := range n.Subnets {
+		m.space.Give(c.Subnet)
+	}
+}
+
+// routed are the prefixes that the host has routes to: a subnet that is chosen for a user must not hide them.
+func (m *Manager) routed() ([]netip.Prefix, error) {
+	routes, err := m.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list the host's routes: %w", err)
+	}
+	var out []netip.Prefix
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		a, ok := netip.AddrFromSlice(r.Dst.IP)
+		bits, _ := r.Dst.Mask.Size()
+		if p := netip.PrefixFrom(a.Unmap(), bits); ok && p.IsValid() && bits > 0 {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+// allocate gives an endpoint addresses of a network of this host.
+func (m *Manager) allocate(n *Network, j *joined, es EndpointSpec) error {
+	want4, want6 := es.IPv4.Unmap(), es.IPv6
+	for _, c := range n.Subnets {
+		s := m.space.Subnet(c.Subnet)
+		if s == nil {
+			return fault.New(fault.Internal, "network %s: subnet %s is not in the books", n.Spec.Name, c.Subnet)
+		}
+		into, gateway, want := &j.IPv4, &j.Gateway4, want4
+		if c.Subnet.Addr().Is6() {
+			into, gateway, want = &j.IPv6, &j.Gateway6, want6
+		}
+		if into.IsValid() || want.IsValid() && !c.Subnet.Contains(want) {
+			continue // the network has several subnets of the family
+		}
+		a, err := s.Alloc(want)
+		if err != nil {
+			if fault.Is(err, fault.Exhausted) && !want.IsValid() && more(n, c) {
+				continue
+			}
+			m.free(&j.Endpoint)
+			return err
+		}
+		*into = netip.PrefixFrom(a, c.Subnet.Bits())
+		if !n.Spec.Internal {
+			*gateway = c.Gateway
+		}
+	}
+	for want, got := range map[netip.Addr]netip.Prefix{want4: j.IPv4, want6: j.IPv6} {
+		if want.IsValid() && got.Addr() != want {
+			m.free(&j.Endpoint)
+			return fault.New(fault.InvalidArgument, "invalid endpoint settings: no configured subnet contains IP address %s", want)
+		}
+	}
+	if !j.IPv4.IsValid() && !j.IPv6.IsValid() {
+		return fault.New(fault.Exhausted, "no available IPv4 addresses on this network's address pools: %s (%s)", n.Spec.Name, n.ID)
+	}
+	return nil
+}
+
+// more reports whether the network has another subnet of the same family after c.
+func more(n *Network, c cloud.IPAMConfig) bool {
+	found := false
+	for _, o := range n.Subnets {
+		if found && o.Subnet.Addr().Is6() == c.Subnet.Addr().Is6() {
+			return true
+		}
+		found = found || o.Subnet == c.Subnet
+	}
+	return false
+}
+
+// free gives an endpoint's addresses back; those of the cluster are not ours.
+func (m *Manager) free(e *Endpoint) {
+	for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+		if !p.IsValid() {
+			continue
+		}
+		n := m.networks[e.NetworkID]
+		if n == nil || n.Scope != ScopeLocal {
+			continue
+		}
+		if s := m.space.Subnet(p.Masked()); s != nil {
+			s.Free(p.Addr())
+		}
+	}
+}
+
+// userDefined reports whether the network's containers find each other by name.
+func (n *Network) userDefined() bool {
+	return n.Spec.Driver == DriverOverlay || n.Spec.Driver == DriverBridge && n.Spec.Name != NameBridge && n.Spec.Name != gatewayBridge
+}
