@@ -112,6 +112,7 @@ type IssueCertificateRequest struct {
 	Hostname string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`
 	// Kept by a joining host across retries, so that a repeated request returns the same node.
 	IdempotencyKey string `protobuf:"bytes,4,opt,name=idempotency_key,json=idempotencyKey,proto3" json:"idempotency_key,omitempty"`
+	Availability   string `protobuf:"bytes,5,opt,name=availability,proto3" json:"availability,omitempty"` // active, pause or drain; empty: active
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -174,6 +175,13 @@ func (x *IssueCertificateRequest) GetIdempotencyKey() string {
 	return ""
 }
 
+func (x *IssueCertificateRequest) GetAvailability() string {
+	if x != nil {
+		return x.Availability
+	}
+	return ""
+}
+
 type IssueCertificateResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	NodeId         string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
@@ -182,6 +190,7 @@ type IssueCertificateResponse struct {
 	CaPem          []byte                 `protobuf:"bytes,4,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
 	Managers       []string               `protobuf:"bytes,5,rep,name=managers,proto3" json:"managers,omitempty"` // HOST:PORT of every manager's RPC server
 	ClusterId      string                 `protobuf:"bytes,6,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	DataPathPort   uint32                 `protobuf:"varint,7,opt,name=data_path_port,json=dataPathPort,proto3" json:"data_path_port,omitempty"` // VXLAN's UDP port
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -256,6 +265,13 @@ func (x *IssueCertificateResponse) GetClusterId() string {
 		return x.ClusterId
 	}
 	return ""
+}
+
+func (x *IssueCertificateResponse) GetDataPathPort() uint32 {
+	if x != nil {
+		return x.DataPathPort
+	}
+	return 0
 }
 
 type RenewCertificateRequest struct {
@@ -2006,12 +2022,13 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x19internal/rpc/sampan.proto\x12\rsampan.rpc.v1\"\x12\n" +
 	"\x10GetRootCARequest\"*\n" +
 	"\x11GetRootCAResponse\x12\x15\n" +
-	"\x06ca_pem\x18\x01 \x01(\fR\x05caPem\"\x8d\x01\n" +
+	"\x06ca_pem\x18\x01 \x01(\fR\x05caPem\"\xb1\x01\n" +
 	"\x17IssueCertificateRequest\x12\x17\n" +
 	"\acsr_pem\x18\x01 \x01(\fR\x06csrPem\x12\x14\n" +
 	"\x05token\x18\x02 \x01(\tR\x05token\x12\x1a\n" +
 	"\bhostname\x18\x03 \x01(\tR\bhostname\x12'\n" +
-	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\"\xc2\x01\n" +
+	"\x0fidempotency_key\x18\x04 \x01(\tR\x0eidempotencyKey\x12\"\n" +
+	"\favailability\x18\x05 \x01(\tR\favailability\"\xe8\x01\n" +
 	"\x18IssueCertificateResponse\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12'\n" +
@@ -2019,7 +2036,8 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x06ca_pem\x18\x04 \x01(\fR\x05caPem\x12\x1a\n" +
 	"\bmanagers\x18\x05 \x03(\tR\bmanagers\x12\x1d\n" +
 	"\n" +
-	"cluster_id\x18\x06 \x01(\tR\tclusterId\"2\n" +
+	"cluster_id\x18\x06 \x01(\tR\tclusterId\x12$\n" +
+	"\x0edata_path_port\x18\a \x01(\rR\fdataPathPort\"2\n" +
 	"\x17RenewCertificateRequest\x12\x17\n" +
 	"\acsr_pem\x18\x01 \x01(\fR\x06csrPem\"I\n" +
 	"\x11AddManagerRequest\x12\x19\n" +
