@@ -49,7 +49,6 @@ type ctr struct {
 	snap    atomic.Pointer[Container]
 	ended   atomic.Pointer[<-chan struct{}] // of the run, for followers of the log; nil when there is none
 	waiters waiters
-	stats   statsCache
 }
 
 // run is what belongs to one life of a container's process.

@@ -1,0 +1,380 @@
+package container
+
+import (
+	"archive/tar"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// nameless hides the host's user names from archive/tar: the container has its own.
+type nameless struct{ fs.FileInfo }
+
+func (nameless) Uname() (string, error) { return "", nil }
+func (nameless) Gname() (string, error) { return "", nil }
+
+// writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
+// top folder itself has no entry.
+func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool) error {
+	a := &archiver{w: tar.NewWriter(w), root: root, seen: map[[2]uint64]string{}}
+	if err := a.add(ctx, name, entry, whole); err != nil {
+		return err
+	}
+	return a.w.Close()
+}
+
+type archiver struct {
+	w    *tar.Writer
+	root *os.Root
+	seen map[[2]uint64]string // device and inode of files with several names, to the first in the archive
+}
+
+func (a *archiver) add(ctx context.Context, name, entry string, skipSelf bool) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	fi, err := a.root.Lstat(name)
+	if err != nil {
+		return err
+	}
+	if fi.Mode()&fs.ModeSocket != 0 {
+		return nil // tar has no sockets
+	}
+	if !skipSelf {
+		if err := a.one(name, entry, fi); err != nil {
+			return err
+		}
+	}
+	if !fi.IsDir() {
+		return nil
+	}
+	d, err := a.root.Open(name)
+	if err != nil {
+		return err
+	}
+	names, err := d.Readdirnames(-1)
+	_ = d.Close()
+	if err != nil {
+		return err
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		err := a.add(ctx, path.Join(name, n), joinEntry(entry, n), false)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // gone meanwhile
+			return err
+		}
+	}
+	return nil
+}
+
+func joinEntry(dir, name string) string {
+	switch {
+	case dir == "":
+		return name
+	case strings.HasSuffix(dir, "/"):
+		return dir + name
+	}
+	return dir + "/" + name
+}
+
+func (a *archiver) one(name, entry string, fi fs.FileInfo) error {
+	link := ""
+	if fi.Mode()&fs.ModeSymlink != 0 {
+		var err error
+		if link, err = a.root.Readlink(name); err != nil {
+			return err
+		}
+	}
+	h, err := tar.FileInfoHeader(nameless{fi}, link)
+	if err != nil {
+		return err
+	}
+	h.Name, h.Format = entry, tar.FormatPAX
+	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
+	if fi.IsDir() && !strings.HasSuffix(h.Name, "/") {
+		h.Name += "/"
+	}
+	if h.Typeflag != tar.TypeReg {
+		return a.w.WriteHeader(h)
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
+		key := [2]uint64{uint64(st.Dev), st.Ino}
+		if first, known := a.seen[key]; known {
+			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			return a.w.WriteHeader(h)
+		}
+		a.seen[key] = h.Name
+	}
+	f, err := a.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	now, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !now.Mode().IsRegular() {
+		return fmt.Errorf("%s was replaced while it was read", name)
+	}
+	h.Size = now.Size()
+	buf := make([]byte, 256)
+	if n, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf); err == nil && n > 0 {
+		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(buf[:n])}
+	}
+	if err := a.w.WriteHeader(h); err != nil {
+		return err
+	}
+	n, err := io.CopyN(a.w, f, h.Size)
+	if errors.Is(err, io.EOF) {
+		// It has become shorter; the archive must keep what it promised.
+		_, err = io.CopyN(a.w, zeros{}, h.Size-n)
+	}
+	return err
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+var noOwner = [2]int{-1, -1}
+
+// extraction unpacks an archive into a folder of a container. Every name is resolved as a process chrooted to root
+// would; nothing outside can be reached.
+type extraction struct {
+	root      *os.File
+	base      string
+	keepKinds bool   // refuse to replace a folder by something else, and the other way round
+	owner     [2]int // of everything, unless noOwner
+
+	dirName string // the folder of the last entry, kept open
+	dir     *os.File
+	times   []dirTime // set last: what is put into a folder changes its time
+}
+
+type dirTime struct {
+	name string
+	at   time.Time
+}
+
+func (x *extraction) close() {
+	if x.dir != nil {
+		_ = x.dir.Close()
+	}
+}
+
+func (x *extraction) run(ctx context.Context, r io.Reader) error {
+	t := tar.NewReader(r)
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h, err := t.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fault.New(fault.InvalidArgument, "archive: %w", err)
+		}
+		name := path.Clean("/" + h.Name)
+		if name == "/" {
+			continue
+		}
+		if err := x.entry(name, h, t); err != nil {
+			var kind *fault.Error
+			if errors.As(err, &kind) {
+				return err
+			}
+			return fmt.Errorf("extracting %s: %w", h.Name, err)
+		}
+	}
+	// What follows the end of the archive is padding; reading it lets the sender finish.
+	_, _ = io.Copy(io.Discard, r)
+	for _, d := range slices.Backward(x.times) {
+		dir, err := x.parent(path.Dir(d.name))
+		if err != nil {
+			return err
+		}
+		setTime(dir, path.Base(d.name), d.at)
+	}
+	return nil
+}
+
+// parent opens the folder that an entry goes into, making it if needed.
+func (x *extraction) parent(name string) (*os.File, error) {
+	if x.dir != nil && x.dirName == name {
+		return x.dir, nil
+	}
+	full := "/" + x.base + "/" + name
+	f, err := openInRoot(x.root, full, unix.O_PATH|unix.O_DIRECTORY)
+	if errors.Is(err, fs.ErrNotExist) && name != "/" {
+		up, err2 := x.parent(path.Dir(name))
+		if err2 != nil {
+			return nil, err2
+		}
+		if err2 := unix.Mkdirat(int(up.Fd()), path.Base(name), 0o755); err2 != nil && !errors.Is(err2, fs.ErrExist) {
+			return nil, err2
+		}
+		f, err = openInRoot(x.root, full, unix.O_PATH|unix.O_DIRECTORY)
+	}
+	if err != nil {
+		return nil, err
+	}
+	x.close()
+	x.dir, x.dirName = f, name
+	return f, nil
+}
+
+func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
+	dir, err := x.parent(path.Dir(name))
+	if err != nil {
+		return err
+	}
+	fd, base := int(dir.Fd()), path.Base(name)
+	busy, err := x.makeRoom(dir, base, h)
+	if err != nil {
+		return err
+	}
+	mode := uint32(h.Mode & 0o7777)
+	switch h.Typeflag {
+	case tar.TypeDir:
+		if err := unix.Mkdirat(fd, base, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+		x.times = append(x.times, dirTime{name, h.ModTime})
+	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // old archives have it
+		flags := unix.O_CREAT | unix.O_EXCL
+		if busy {
+			flags = unix.O_TRUNC // a file that is a mount is written in place
+		}
+		out, err := unix.Openat(fd, base, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0o600)
+		if err != nil {
+			return err
+		}
+		f := os.NewFile(uintptr(out), name)
+		_, err = io.Copy(f, r)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+	case tar.TypeSymlink:
+		if err := unix.Symlinkat(h.Linkname, fd, base); err != nil {
+			return err
+		}
+	case tar.TypeLink:
+		if err := x.link(fd, base, h.Linkname); err != nil {
+			return err
+		}
+		return nil // owner, mode and time are the first name's
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
+		if err := unix.Mknodat(fd, base, kind|0o600, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))); err != nil {
+			return err
+		}
+	case tar.TypeXGlobalHeader:
+		return nil
+	default:
+		return fault.New(fault.InvalidArgument, "archive: %s has the unknown type %q", h.Name, h.Typeflag)
+	}
+	uid, gid := h.Uid, h.Gid
+	if x.owner != noOwner {
+		uid, gid = x.owner[0], x.owner[1]
+	}
+	if err := unix.Fchownat(fd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+		return err
+	}
+	if h.Typeflag == tar.TypeSymlink {
+		setTime(dir, base, h.ModTime)
+		return nil
+	}
+	if err := chmodAt(fd, base, mode); err != nil {
+		return err
+	}
+	if h.Typeflag != tar.TypeDir {
+		setTime(dir, base, h.ModTime)
+	}
+	return nil
+}
+
+// chmodAt changes the mode of an entry that is no link. It goes through a handle: chmod itself would follow a link that
+// somebody puts in its place.
+func chmodAt(dir int, base string, mode uint32) error {
+	fd, err := unix.Openat(dir, base, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		return err
+	}
+	return unix.Chmod(fmt.Sprintf("/proc/self/fd/%d", fd), mode)
+}
+
+func setTime(dir *os.File, base string, at time.Time) {
+	if at.IsZero() {
+		return
+	}
+	ts, err := unix.TimeToTimespec(at)
+	if err != nil {
+		return
+	}
+	// A time is a nicety: a file system without it is no reason to fail.
+	_ = unix.UtimesNanoAt(int(dir.Fd()), base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// makeRoom removes what is in an entry's place, unless both are folders. busy: it cannot be removed but written.
+func (x *extraction) makeRoom(dir *os.File, base string, h *tar.Header) (busy bool, err error) {
+	var st unix.Stat_t
+	err = unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	isDir, wantDir := st.Mode&unix.S_IFMT == unix.S_IFDIR, h.Typeflag == tar.TypeDir
+	switch {
+	case isDir && wantDir:
+		return false, nil
+	case isDir && x.keepKinds:
+		return false, fault.New(fault.InvalidArgument, "cannot overwrite directory %q with non-directory %q", filepath.Join(x.base, h.Name), h.Name)
+	case wantDir && x.keepKinds:
+		return false, fault.New(fault.InvalidArgument, "cannot overwrite non-directory %q with directory %q", filepath.Join(x.base, h.Name), h.Name)
+	case isDir:
+		in, err := os.OpenRoot(procFD(dir))
+		if err != nil {
+			return false, err
+		}
+		defer in.Close()
+		return false, in.RemoveAll(base)
+	}
+	err = unix.Unlinkat(int(dir.Fd()), base, 0)
+	if errors.Is(err, unix.EBUSY) && h.Typeflag == tar.TypeReg {
+		return true, nil
+	}
+	return false, err
+}
+
+// link makes a hard link to an earlier entry of the archive.
+func (x *extraction) link(fd int, base, target string) error {
+	clean := path.Clean("/" + target)
+	from, err := openInRoot(x.root, "/"+x.base+"/"+path.Dir(clean), unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	return unix.Linkat(int(from.Fd()), path.Base(clean), fd, base, 0)
+}
