@@ -25,6 +25,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/keeper/names"
 	"github.com/sampan-cloud/sampan/internal/keeper/server"
 )
 
@@ -99,6 +100,7 @@ func serve(args []string) error {
 	return server.Run(ctx, server.Config{
 		ExecRoot:     *execRoot,
 		CgroupParent: *cgroupParent,
+		Names:        names.New(logger),
 		Logger:       logger,
 		HandoverFD:   *handoverFD,
 		ResumeFD:     *resumeFD,

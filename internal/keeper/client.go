@@ -55,6 +55,7 @@ type Client struct {
 	live   *session      // nil while there is no connection
 	change chan struct{} // closed and replaced when live changes
 	closed bool
+	ending bool                 // the keeper was told to end: no new one
 	seen   map[string]time.Time // exits already told, by target: a reconnection replays them
 }
 
@@ -230,7 +231,9 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	if s == nil {
 		return fault.New(fault.Unavailable, "no connection to the keeper")
 	}
+	c.setEnding(true)
 	if err := c.call(ctx, wire.OpShutdown, nil, nil, false); err != nil && !errors.Is(err, errLost) {
+		c.setEnding(false)
 		return err
 	}
 	err := waitGone(ctx, s.pid, c.cfg.ExecRoot)
@@ -302,7 +305,7 @@ func (c *Client) call(ctx context.Context, op string, in, out any, retry bool) e
 func (c *Client) await(ctx context.Context) (*session, error) {
 	for {
 		c.mu.Lock()
-		s, change, closed := c.live, c.change, c.closed
+		s, change, closed := c.live, c.change, c.closed || c.ending && c.live == nil
 		c.mu.Unlock()
 		if closed {
 			return nil, fault.New(fault.Unavailable, "the client of the keeper is closed")
@@ -326,13 +329,25 @@ func (c *Client) setLive(s *session) {
 	c.change = make(chan struct{})
 }
 
+func (c *Client) setEnding(v bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ending = v
+}
+
+func (c *Client) isEnding() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ending
+}
+
 // keepConnected serves one connection after the other until Close.
 func (c *Client) keepConnected(ctx context.Context, s *session) {
 	defer close(c.done)
 	for {
 		err := s.serve(c)
 		c.setLive(nil)
-		if ctx.Err() != nil {
+		if ctx.Err() != nil || c.isEnding() {
 			return
 		}
 		c.log.Warn("connection to the keeper broke; connecting again", "err", err)

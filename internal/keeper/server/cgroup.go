@@ -48,7 +48,9 @@ func (s *Server) leaveOwnCgroup() {
 	mounts, _ := processTrees("/proc/self/mountinfo")
 	for _, mount := range mounts {
 		if err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err == nil {
-			_ = os.Remove(filepath.Join(mount, name))
+			if err := ignoreMissing(os.Remove(filepath.Join(mount, name))); err != nil {
+				s.log.Warn("the keeper's group stays", "err", err)
+			}
 		}
 	}
 }
