@@ -623,35 +623,10 @@ func TestUpgradeInPlace(t *testing.T) {
 	}
 }
 
-func TestClientThatDoesNotRead(t *testing.T) {
-	h := newHost(t)
-	s := h.spec("flood")
-	s.Log = keeper.LogSpec{Driver: "none"}
-	h.create(s)
-	lazy := h.attach(keeper.AttachOptions{ID: s.ID, Stdout: true})
-	eager := h.attach(keeper.AttachOptions{ID: s.ID, Stdout: true})
-	h.start(s.ID)
-	for n := 0; n < 32<<20; {
-		_, p, err := eager.Read()
-		if err != nil {
-			t.Fatalf("the client that reads: %v", err)
-		}
-		n += len(p)
-	}
-	for {
-		if _, _, err := lazy.Read(); err != nil {
-			if !fault.Is(err, fault.Exhausted) && !fault.Is(err, fault.Unavailable) {
-				t.Errorf("the client that did not read: %v", err)
-			}
-			break
-		}
-	}
-}
-
 func TestOOM(t *testing.T) {
 	h := newHost(t)
 	s := h.spec("eat")
-	limit := int64(16 << 20)
+	limit := int64(64 << 20)
 	s.Bundle = bundle(s.ID, func(s *specs.Spec) {
 		s.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
 	}, "eat")

@@ -25,6 +25,8 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper"
 )
 
+var raceKeeper = flag.Bool("race-keeper", false, "build the keeper with the race detector too; starts then take long")
+
 var (
 	keeperBinary string
 	rootfs       string
@@ -60,7 +62,11 @@ func withPrograms(m *testing.M) (int, error) {
 	if out, err := exec.Command("gcc", "-static", "-O1", "-o", filepath.Join(rootfs, "tool"), "testdata/tool.c").CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("gcc: %w\n%s", err, out)
 	}
-	if out, err := exec.Command("go", "build", "-tags", "seccomp runc_nocriu", "-o", keeperBinary, "github.com/sampan-cloud/sampan/cmd/sampan-keeper").CombinedOutput(); err != nil {
+	build := []string{"build", "-tags", "seccomp runc_nocriu", "-o", keeperBinary}
+	if *raceKeeper {
+		build = append(build, "-race")
+	}
+	if out, err := exec.Command("go", append(build, "github.com/sampan-cloud/sampan/cmd/sampan-keeper")...).CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("building the keeper: %w\n%s", err, out)
 	}
 	return m.Run(), nil
@@ -138,8 +144,11 @@ func (h *host) ctx() context.Context {
 func (h *host) end() {
 	defer os.RemoveAll(h.root)
 	defer func() {
+		text, _ := os.ReadFile(keeper.LogPath(h.root))
+		if bytes.Contains(text, []byte("DATA RACE")) || bytes.Contains(text, []byte("panic:")) {
+			h.t.Error("the keeper's log tells of a bug")
+		}
 		if h.t.Failed() {
-			text, _ := os.ReadFile(keeper.LogPath(h.root))
 			h.t.Logf("the keeper's log:\n%s", text)
 		}
 	}()
