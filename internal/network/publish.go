@@ -270,7 +270,7 @@ func (sb *sandbox) mappings() []mapping {
 		if to.IsValid() {
 			out = append(out, mapping{
 				front: front{proto: protocols[p.Protocol], host: netip.AddrPortFrom(p.HostIP, p.HostPort)},
-				to:        netip.AddrPortFrom(to, p.Port)})
+				to:    netip.AddrPortFrom(to, p.Port)})
 		}
 	}
 	return out

@@ -262,4 +262,3 @@ func (m *Manager) sweep() error {
 	}
 	return errors.Join(append(errs, m.spares.sweep(keep))...)
 }
-
