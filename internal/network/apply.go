@@ -129,7 +129,14 @@ func (c *clusterSide) tell(ctx context.Context, p *plan) error {
 		return nil
 	}
 	c.told = told{}
-	if err := c.m.setCluster(ctx, networks, names); err != nil {
+	mine := make(map[string]keeper.Names, len(names)) // the manager works on what it is given
+	for id, n := range names {
+		mine[id] = keeper.Names{Records: maps.Clone(n.Records), Reverse: n.Reverse}
+		for name, addrs := range n.Records {
+			mine[id].Records[name] = slices.Clone(addrs)
+		}
+	}
+	if err := c.m.setCluster(ctx, maps.Clone(networks), mine); err != nil {
 		return err
 	}
 	c.told = told{true, networks, names}

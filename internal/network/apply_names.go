@@ -14,9 +14,10 @@ const tasksPrefix = "tasks."
 
 // names are the names of a network: of services (their virtual IP, or their ready members), of services' tasks, of tasks
 // and standalone containers. Who is not ready is in none of them. A name without addresses is known all the same, so
-// that it is not asked of anybody else.
+// that it is not asked of anybody else. Each name is there with the network's name after it too.
 func names(n *cloud.Network, services []*cloud.VirtualService, crews map[string]*crew, members []*cloud.Member) keeper.Names {
 	out := keeper.Names{Records: map[string][]netip.Addr{}, Reverse: map[netip.Addr]string{}}
+	suffix := "." + strings.ToLower(n.Spec.Name)
 	add := func(name string, addrs ...netip.Addr) {
 		if name = strings.ToLower(strings.TrimSuffix(name, ".")); name == "" {
 			return
@@ -30,9 +31,9 @@ func names(n *cloud.Network, services []*cloud.VirtualService, crews map[string]
 				have = append(have, a)
 			}
 		}
-		out.Records[name] = have
+		out.Records[name], out.Records[name+suffix] = have, have
 	}
-	reverse := func(a netip.Addr, name string) { out.Reverse[a.Unmap()] = strings.ToLower(name + "." + n.Spec.Name) }
+	reverse := func(a netip.Addr, name string) { out.Reverse[a.Unmap()] = strings.ToLower(name) + suffix }
 
 	for _, s := range services {
 		var ready []netip.Addr

@@ -95,7 +95,8 @@ var (
 	key      = []nft.Field{nft.L4Proto, nft.DstPort}
 	ports    = nft.Map{Name: "ports", Key: key}
 	services = nft.Map{Name: "services", Key: key, Verdicts: true}
-	backends = nft.Map{Name: "backends", Key: append(slices.Clone(key), nft.RoundRobin(1)), Value: []nft.Field{nft.DstIP4, nft.DstPort}}
+	// The number is declared as a mark for the sake of those who list it; see package lb.
+	backends = nft.Map{Name: "backends", Key: append(slices.Clone(key), nft.CTMark), Value: []nft.Field{nft.DstIP4, nft.DstPort}}
 )
 
 func proto(p cloud.Protocol) nft.Proto {

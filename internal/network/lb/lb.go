@@ -90,9 +90,10 @@ func (f family) services() nft.Map {
 	return nft.Map{Name: "services" + f.suffix, Key: []nft.Field{f.dst}, Verdicts: true}
 }
 
-// backends says who number i of a virtual IP is.
+// backends says who number i of a virtual IP is. The number is declared as a mark, which has the same size and order: nft
+// 1.0 cannot list keys with plain numbers in them.
 func (f family) backends() nft.Map {
-	return nft.Map{Name: "backends" + f.suffix, Key: []nft.Field{f.dst, nft.RoundRobin(1)}, Value: []nft.Field{f.dst}}
+	return nft.Map{Name: "backends" + f.suffix, Key: []nft.Field{f.dst, nft.CTMark}, Value: []nft.Field{f.dst}}
 }
 
 func chainOf(vip netip.Addr) string { return "vip_" + hex.EncodeToString(vip.AsSlice()) }

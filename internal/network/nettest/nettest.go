@@ -288,3 +288,14 @@ func (s *Space) Links() []string {
 	})
 	return names
 }
+
+// Open is a space that somebody else made and removes.
+func (l *Lab) Open(name, path string) *Space {
+	l.t.Helper()
+	ns, err := netns.Open(path)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	l.t.Cleanup(func() { _ = ns.Close() })
+	return &Space{NS: ns, Name: name, Dir: filepath.Join(l.dir, name), t: l.t}
+}

@@ -1,0 +1,368 @@
+package network_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/network"
+	"github.com/sampan-cloud/sampan/internal/network/nettest"
+)
+
+// swarm is a cluster as its networks see it: hosts with a manager each, and the view that all of them are given.
+type swarm struct {
+	t      *testing.T
+	lab    *nettest.Lab
+	hosts  []*swarmHost
+	client *nettest.Space
+	view   *cloud.NodeView
+}
+
+type swarmHost struct {
+	*nettest.Space
+	t     *testing.T
+	m     *network.Manager
+	names *nameServer
+}
+
+// nameServer stands for the keeper: it holds the newest names.
+type nameServer struct {
+	mu sync.Mutex
+	t  keeper.NameTable
+}
+
+func (n *nameServer) SetNames(_ context.Context, t keeper.NameTable) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.t = t
+	return nil
+}
+
+func (n *nameServer) lookup(networkID, name string) []netip.Addr {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.SortedFunc(slices.Values(n.t.Networks[networkID].Records[name]), netip.Addr.Compare)
+}
+
+func (n *nameServer) reverse(networkID string, a netip.Addr) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.t.Networks[networkID].Reverse[a]
+}
+
+const (
+	ingressID = "ingress00000000000000000a"
+	redID     = "red000000000000000000000a"
+	blueID    = "blue00000000000000000000a"
+)
+
+func newSwarm(t *testing.T, hosts int) *swarm {
+	s := &swarm{t: t, lab: nettest.New(t), view: cloud.NewNodeView()}
+	for i := range hosts {
+		h := &swarmHost{Space: s.lab.Host(fmt.Sprintf("host%d", i+1)), t: t, names: &nameServer{}}
+		s.hosts = append(s.hosts, h)
+		s.view.Peers[h.Name] = &cloud.Peer{NodeID: h.Name, Addrs: []netip.Addr{h.Addr},
+			Ingress: cloud.IngressLeg{Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(2 + i)})}, Mark: uint32(i+1) << cloud.IngressMarkShift}}
+		h.start()
+		t.Cleanup(func() {
+			h.m.Keep(nil)
+			if err := errors.Join(h.m.Apply(context.Background(), nil, ""), h.m.Close()); err != nil {
+				t.Error(err)
+			}
+			left, err := filepath.Glob(filepath.Join(h.Dir, "exec", "netns", "*"))
+			if err != nil || len(left) > 0 {
+				t.Errorf("%s: namespaces that stay: %v, %v", h.Name, left, err)
+			}
+		})
+	}
+	s.client = s.lab.Host("client")
+	s.network(ingressID, "ingress", "10.0.0.0/24", 4096)
+	s.view.Networks[ingressID].Spec.Ingress = true
+	return s
+}
+
+// start makes a manager, as a daemon that starts does.
+func (h *swarmHost) start() {
+	h.t.Helper()
+	m, err := network.New(network.Config{DataRoot: filepath.Join(h.Dir, "data"), ExecRoot: filepath.Join(h.Dir, "exec"),
+		HostNetNS: h.Path(), Names: h.names})
+	must(h.t, err)
+	h.m = m
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
+
+func (s *swarm) network(id, name, subnet string, vni uint32) {
+	p := netip.MustParsePrefix(subnet)
+	s.view.Networks[id] = &cloud.Network{Meta: cloud.Meta{ID: id}, Spec: cloud.NetworkSpec{Name: name, Driver: cloud.DriverOverlay},
+		Status: cloud.NetworkStatus{VNI: vni, MTU: 1450, Subnets: []cloud.IPAMConfig{{Subnet: p, Gateway: p.Addr().Next()}}}}
+}
+
+// service makes a service with a virtual IP on a network.
+func (s *swarm) service(networkID, name, vip string, ports ...cloud.PortConfig) *cloud.VirtualService {
+	v := &cloud.VirtualService{ServiceID: "id-" + name, NetworkID: networkID, Name: name, VIPs: []netip.Addr{ip(vip)}, Ports: ports}
+	s.view.Services[v.Key()] = v
+	return v
+}
+
+// member enters a task in the view.
+func (s *swarm) member(networkID string, host int, service, task, addr string) *cloud.Member {
+	m := &cloud.Member{ID: cloud.MemberID(task, networkID), NetworkID: networkID, NodeID: s.hosts[host].Name, ServiceID: "id-" + service,
+		ServiceName: service, Name: task, Addrs: []netip.Addr{ip(addr)}, Ready: true}
+	s.view.Members[m.ID] = m
+	return m
+}
+
+// apply gives the view to all hosts.
+func (s *swarm) apply() {
+	s.t.Helper()
+	for _, h := range s.hosts {
+		must(s.t, h.m.Apply(s.t.Context(), s.view, h.Name))
+	}
+}
+
+// task attaches a sandbox on a host that says its name on port 80.
+func (s *swarm) task(host int, name string, endpoints ...network.EndpointSpec) *nettest.Space {
+	s.t.Helper()
+	sb, err := s.hosts[host].m.Attach(s.t.Context(), network.SandboxSpec{ID: name, Owner: name, Endpoints: endpoints})
+	must(s.t, err)
+	space := s.lab.Open(name, sb.NetNS)
+	space.Serve(80)
+	return space
+}
+
+func on(networkID, addr string) network.EndpointSpec {
+	return network.EndpointSpec{Network: networkID, IPv4: ip(addr), Task: "task"}
+}
+
+func TestServicesOverThreeHosts(t *testing.T) {
+	s := newSwarm(t, 3)
+	s.network(redID, "red", "10.10.0.0/24", 4097)
+	s.network(blueID, "blue", "10.10.0.0/24", 4098) // the same addresses
+	s.apply()
+	s.service(redID, "web", "10.10.0.2").Aliases = []string{"WWW"}
+	s.service(blueID, "web2", "10.10.0.2")
+	s.apply()
+	web := map[string]*nettest.Space{}
+	for i := range 3 {
+		name, addr := fmt.Sprintf("web.%d", i+1), fmt.Sprintf("10.10.0.%d", 11+i)
+		s.member(redID, i, "web", name, addr)
+		web[name] = s.task(i, name, on(redID, addr))
+	}
+	s.member(blueID, 0, "web2", "other", "10.10.0.11")
+	s.task(0, "other", on(blueID, "10.10.0.11"))
+	s.member(redID, 0, "caller", "caller", "10.10.0.20")
+	s.member(blueID, 0, "bluecaller", "bluecaller", "10.10.0.20")
+	caller := s.task(0, "caller", on(redID, "10.10.0.20"))
+	blue := s.task(2, "bluecaller", on(blueID, "10.10.0.20"))
+	s.view.Members[cloud.MemberID("bluecaller", blueID)].NodeID = "host3"
+	s.apply()
+
+	for _, tcp := range []string{"tcp", "udp"} {
+		if got := caller.Spread(tcp, "10.10.0.2:80", 9); got["web.1"] != 3 || got["web.2"] != 3 || got["web.3"] != 3 {
+			t.Errorf("%s: nine connections to the virtual IP: %v", tcp, got)
+		}
+		if got := blue.Spread(tcp, "10.10.0.2:80", 3); got["other"] != 3 {
+			t.Errorf("%s: on the other network with the same addresses: %v", tcp, got)
+		}
+	}
+	must(t, caller.Ping(ip("10.10.0.2")))
+	c, err := caller.Dial("tcp", "10.10.0.13:80")
+	must(t, err)
+	must(t, c.Echo(bytes.Repeat([]byte("big "), 1<<20)))
+	if got := web["web.1"].Spread("tcp", "10.10.0.2:80", 3); len(got) != 3 {
+		t.Errorf("a member that calls its own service: %v", got)
+	}
+
+	for _, h := range s.hosts {
+		for name, want := range map[string]string{"web": "[10.10.0.2]", "www": "[10.10.0.2]", "web.red": "[10.10.0.2]",
+			"tasks.web": "[10.10.0.11 10.10.0.12 10.10.0.13]", "web.2": "[10.10.0.12]", "web2": "[]"} {
+			if got := fmt.Sprint(h.names.lookup(redID, name)); got != want {
+				t.Errorf("%s: %s is %s, want %s", h.Name, name, got, want)
+			}
+		}
+		if got := h.names.reverse(redID, ip("10.10.0.12")); got != "web.2.red" {
+			t.Errorf("%s: 10.10.0.12 is %q", h.Name, got)
+		}
+	}
+
+	// A daemon is killed and comes back: what is open stays open, names stay, new connections work at all times.
+	old := s.hosts[0].m
+	must(t, old.Close())
+	if got := caller.Spread("tcp", "10.10.0.2:80", 3); len(got) != 3 {
+		t.Errorf("while no daemon runs: %v", got)
+	}
+	s.hosts[0].start()
+	if got := s.hosts[0].names.lookup(redID, "tasks.web"); len(got) != 3 {
+		t.Errorf("before the first view after a restart tasks.web is %v", got)
+	}
+	must(t, s.hosts[0].m.Apply(t.Context(), s.view, "host1"))
+	must(t, c.Echo([]byte("still open")))
+	if got := caller.Spread("tcp", "10.10.0.2:80", 3); len(got) != 3 {
+		t.Errorf("after the restart: %v", got)
+	}
+
+	// One is not ready: reached by address, in nothing else.
+	s.view.Members[cloud.MemberID("web.3", redID)].Ready = false
+	s.apply()
+	if got := caller.Spread("tcp", "10.10.0.2:80", 8); got["web.3"] != 0 || len(got) != 2 {
+		t.Errorf("with web.3 not ready: %v", got)
+	}
+	if got := s.hosts[1].names.lookup(redID, "tasks.web"); len(got) != 2 {
+		t.Errorf("with web.3 not ready tasks.web is %v", got)
+	}
+	if got := s.hosts[1].names.lookup(redID, "web.3"); len(got) != 0 {
+		t.Errorf("web.3 is not ready and yet %v", got)
+	}
+	must(t, c.Echo([]byte("still open")))
+	if got, _ := caller.MustAsk("tcp", "10.10.0.13:80"); got != "web.3" {
+		t.Errorf("by its address %s answers", got)
+	}
+	// dnsrr: the name is the members.
+	s.view.Services["id-web/"+redID].Mode = cloud.EndpointDNSRR
+	s.apply()
+	if got := fmt.Sprint(s.hosts[2].names.lookup(redID, "web")); got != "[10.10.0.11 10.10.0.12]" {
+		t.Errorf("web by dnsrr is %s", got)
+	}
+	s.view.Services["id-web/"+redID].Mode = cloud.EndpointVIP
+	// None is ready.
+	for i := range 3 {
+		s.view.Members[cloud.MemberID(fmt.Sprintf("web.%d", i+1), redID)].Ready = false
+	}
+	s.apply()
+	if _, _, err := caller.Ask("tcp", "10.10.0.2:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("with nobody ready: %v, want a refusal", err)
+	}
+
+	// The network leaves the view while a sandbox is on it: it goes with that sandbox.
+	delete(s.view.Networks, blueID)
+	s.apply()
+	pinned := filepath.Join(s.hosts[2].Dir, "exec", "netns", "ov-"+blueID)
+	if _, err := os.Stat(pinned); err != nil {
+		t.Errorf("a network that a sandbox is on: %v", err)
+	}
+	if pinned := filepath.Join(s.hosts[1].Dir, "exec", "netns", "ov-"+blueID); exists(pinned) {
+		t.Error("a network that nobody is on stays")
+	}
+	must(t, s.hosts[2].m.Detach(t.Context(), "bluecaller"))
+	must(t, s.hosts[2].m.Close()) // which waits for what goes on in the background
+	if exists(pinned) {
+		t.Error("a network stays after the last sandbox has left it")
+	}
+	s.hosts[2].start()
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+func TestPublishedOnEveryHost(t *testing.T) {
+	s := newSwarm(t, 3)
+	s.network(redID, "red", "10.10.0.0/24", 4097)
+	s.service(ingressID, "web", "10.0.0.100", cloud.PortConfig{Protocol: cloud.TCP, Target: 80, Published: 8080, Mode: cloud.PublishIngress},
+		cloud.PortConfig{Protocol: cloud.UDP, Target: 80, Published: 8080})
+	s.apply()
+	for i := range 2 { // the third host has no member
+		name := fmt.Sprintf("web.%d", i+1)
+		a, r := fmt.Sprintf("10.0.0.%d", 11+i), fmt.Sprintf("10.10.0.%d", 11+i)
+		s.member(ingressID, i, "web", name, a).Ready = false
+		s.task(i, name, on(ingressID, a), on(redID, r))
+	}
+	s.apply()
+	at := func(i int) string { return s.hosts[i].Addr.String() + ":8080" }
+	if _, _, err := s.client.Ask("tcp", at(0)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("before anybody is ready: %v, want a refusal", err)
+	}
+	for i := range 2 {
+		s.view.Members[cloud.MemberID(fmt.Sprintf("web.%d", i+1), ingressID)].Ready = true
+	}
+	s.apply()
+	for i, h := range s.hosts {
+		for _, network := range []string{"tcp", "udp"} {
+			seen := map[string]bool{}
+			for range 4 {
+				server, from := s.client.MustAsk(network, at(i))
+				seen[server] = true
+				if from != s.client.Addr.String() {
+					t.Errorf("%s through %s: %s saw the client as %s", network, h.Name, server, from)
+				}
+			}
+			if len(seen) != 2 {
+				t.Errorf("%s through %s reaches %v", network, h.Name, seen)
+			}
+			if got := h.Spread(network, "127.0.0.1:8080", 4); len(got) != 2 {
+				t.Errorf("%s from %s itself reaches %v", network, h.Name, got)
+			}
+		}
+	}
+	// Restart of the daemon of the host that the connection comes in by, and of the one where it ends.
+	c, err := s.client.Dial("tcp", at(2))
+	must(t, err)
+	for i := range s.hosts {
+		must(t, s.hosts[i].m.Close())
+		must(t, c.Echo([]byte("no daemon")))
+		s.hosts[i].start()
+		before := s.ruleset(s.hosts[i].Space)
+		must(t, s.hosts[i].m.Apply(t.Context(), s.view, s.hosts[i].Name))
+		if after := s.ruleset(s.hosts[i].Space); after != before {
+			t.Errorf("%s: the restart changed the rules from\n%s\nto\n%s", s.hosts[i].Name, before, after)
+		}
+		must(t, c.Echo([]byte("a daemon again")))
+		if _, from := s.client.MustAsk("udp", at(i)); from != s.client.Addr.String() {
+			t.Errorf("after the restart the client is seen as %s", from)
+		}
+	}
+	// The service is removed: nothing listens.
+	delete(s.view.Services, "id-web/"+ingressID)
+	s.apply()
+	if _, _, err := s.client.Ask("tcp", at(1)); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("after the service was removed: %v", err)
+	}
+	// The host leaves the cluster: nothing of it stays.
+	s.hosts[0].m.Keep(nil)
+	must(t, s.hosts[0].m.Apply(t.Context(), nil, ""))
+	if links := s.hosts[0].Links(); slices.Contains(links, "sampan_ingress") {
+		t.Errorf("links after leaving: %v", links)
+	}
+	if rules := s.ruleset(s.hosts[0].Space); strings.Contains(rules, "sampan_ingress") {
+		t.Errorf("rules after leaving: %s", rules)
+	}
+	for _, n := range s.hosts[0].m.List() {
+		if n.Scope == network.ScopeSwarm {
+			t.Errorf("network %s after leaving", n.Spec.Name)
+		}
+	}
+}
+
+// ruleset is all the rules of a host's namespace, as the nft command lists them. Without that command it is empty, and
+// comparing two says nothing.
+func (s *swarm) ruleset(h *nettest.Space) string {
+	s.t.Helper()
+	out, err := exec.Command("nsenter", "--net="+h.Path(), "nft", "list", "ruleset").CombinedOutput()
+	if err != nil {
+		s.t.Logf("nft: %v: %s", err, out)
+		return ""
+	}
+	lines := slices.Sorted(strings.Lines(string(out))) // maps are listed in no order
+	return strings.Join(lines, "")
+}
