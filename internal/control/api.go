@@ -29,8 +29,8 @@ type APIConfig struct {
 	Local LocalLogs
 	// Leader connects to the leading manager, when it is another, on behalf of Logs.
 	Leader func(ctx context.Context) (rpc.DispatcherClient, error)
-	// NewToken makes a join token for the certificate authority with that digest.
-	NewToken func(caDigest string) string
+	// NewToken makes a join token for the certificate authority with that digest: identity.NewToken.
+	NewToken func(caDigest string) (string, error)
 	Logger   *slog.Logger
 }
 
@@ -49,7 +49,7 @@ func NewAPI(cfg APIConfig) *API {
 }
 
 // Leader returns the ID of the leading manager's node, "" when there is none.
-func (a *API) Leader() string { return a.cfg.Election.Leader() }
+func (a *API) Leader() string { return a.cfg.Election.LeaderNode() }
 
 // ManagerReachable reports whether a manager answers.
 func (a *API) ManagerReachable(nodeID string) bool { return a.cfg.Election.Reachable(nodeID) }
@@ -129,11 +129,16 @@ func (a *API) UpdateCluster(ctx context.Context, version uint64, spec cloud.Clus
 		if (rotateWorker || rotateManager) && a.cfg.NewToken == nil {
 			return fault.New(fault.NotImplemented, "join tokens cannot be rotated here")
 		}
+		var err error
 		if rotateWorker {
-			c.Tokens.Worker = a.cfg.NewToken(c.CA.Digest)
+			if c.Tokens.Worker, err = a.cfg.NewToken(c.CA.Digest); err != nil {
+				return err
+			}
 		}
 		if rotateManager {
-			c.Tokens.Manager = a.cfg.NewToken(c.CA.Digest)
+			if c.Tokens.Manager, err = a.cfg.NewToken(c.CA.Digest); err != nil {
+				return err
+			}
 		}
 		return tx.Put(c)
 	})

@@ -47,7 +47,7 @@ func (l *Leader) Dispatcher() *dispatcher.Dispatcher { return l.dispatcher }
 
 // leaderAddr returns where the leader's RPC server is.
 func (l *Leader) leaderAddr() (addr string) {
-	id := l.cfg.Election.Leader()
+	id := l.cfg.Election.LeaderNode()
 	if id == "" || id == l.cfg.NodeID {
 		return ""
 	}
@@ -59,27 +59,35 @@ func (l *Leader) leaderAddr() (addr string) {
 	return addr
 }
 
-// Run takes part in elections until ctx ends.
+// Run starts and stops the loops as this manager comes to lead and ceases to, until ctx ends.
 func (l *Leader) Run(ctx context.Context) error {
-	for {
-		term, err := l.cfg.Election.Campaign(ctx)
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			l.cfg.Logger.Warn("campaign for leadership failed", "error", err)
-			if !pause(ctx, time.Second) {
-				return nil
-			}
+	stop := func() {}
+	defer func() { stop() }()
+	leads := false
+	for leading := range l.cfg.Election.Leadership(ctx) {
+		if leading == leads {
+			continue
+		}
+		leads = leading
+		stop() // returns when the loops of the earlier term have ended
+		stop = func() {}
+		if !leading {
+			l.cfg.Logger.Info("this manager leads the cluster no more")
 			continue
 		}
 		l.cfg.Logger.Info("this manager leads the cluster")
-		l.lead(term)
-		if ctx.Err() != nil {
-			return nil
+		term, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			l.lead(term)
+		}()
+		stop = func() {
+			cancel()
+			<-done
 		}
-		l.cfg.Logger.Info("this manager leads the cluster no more")
 	}
+	return nil
 }
 
 // lead runs the loops until term ends. A loop that fails is started again: the state tells it where things stand.

@@ -39,20 +39,13 @@ type Event struct {
 	Time   time.Time
 }
 
-// LogSource reads logs of tasks wherever they run: the leader's dispatcher, or a way to it.
-type LogSource interface {
-	Logs(ctx context.Context, taskIDs []string, o LogOptions, emit func(TaskLog) error) error
-}
-
-// Election says who leads: internal/node implements it over the state's leases.
+// Election says who leads: internal/node implements it over etcdstate.
 type Election interface {
-	// Campaign waits until this manager leads. The context it returns ends when leadership is lost, or with ctx.
-	Campaign(ctx context.Context) (context.Context, error)
-	// Leader returns the leading manager's node ID, "" when there is none.
-	Leader() string
+	// Leadership says at once and after every change whether this manager leads, until ctx ends; then the channel is
+	// closed. It is (*etcdstate.Store).Leadership.
+	Leadership(ctx context.Context) <-chan bool
+	// LeaderNode returns the leading manager's node ID, "" when there is none.
+	LeaderNode() string
 	// Reachable reports whether the manager with that node ID answers.
 	Reachable(nodeID string) bool
 }
-
-// AgentVersion is the protocol between dispatcher and agents.
-const AgentVersion = 1
