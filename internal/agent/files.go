@@ -1,0 +1,135 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// files holds the secrets and configs of tasks as files in memory, one folder per task, mounted into the containers one
+// by one.
+type files struct {
+	dir    string
+	logger *slog.Logger
+	once   sync.Once
+	err    error
+}
+
+// open makes the folder and mounts a tmpfs on it, unless it is on one already.
+func (f *files) open() error {
+	f.once.Do(func() {
+		if f.dir == "" {
+			f.err = fault.New(fault.FailedPrecondition, "this node has no folder for secrets")
+			return
+		}
+		if f.err = os.MkdirAll(f.dir, 0o700); f.err != nil {
+			return
+		}
+		var st unix.Statfs_t
+		if err := unix.Statfs(f.dir, &st); err == nil && st.Type == unix.TMPFS_MAGIC {
+			return
+		}
+		err := unix.Mount("tmpfs", f.dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700")
+		if err != nil {
+			f.logger.Warn("no tmpfs for secrets: they are kept in a folder on disk", "folder", f.dir, "error", err)
+		}
+	})
+	return f.err
+}
+
+// write makes the task's files and returns their mounts.
+func (f *files) write(t *cloud.Task, view *cloud.NodeView) ([]container.Mount, error) {
+	spec := &t.Spec.Container
+	if len(spec.Secrets)+len(spec.Configs) == 0 {
+		return nil, nil
+	}
+	if err := f.open(); err != nil {
+		return nil, err
+	}
+	var mounts []container.Mount
+	add := func(n int, kind string, r cloud.FileReference, data []byte, base string) error {
+		source := filepath.Join(f.dir, t.ID, kind+strconv.Itoa(n))
+		if err := writeOwned(source, r, data); err != nil {
+			return err
+		}
+		target := r.Path
+		if !path.IsAbs(target) {
+			target = path.Join(base, target)
+		}
+		mounts = append(mounts, container.Mount{Type: container.MountBind, Source: source, Target: target, ReadOnly: true, FromSpec: true})
+		return nil
+	}
+	for i, r := range spec.Secrets {
+		s := view.Secrets[r.ID]
+		if s == nil {
+			return nil, fault.New(fault.NotFound, "secret not found: %s", r.Name)
+		}
+		if err := add(i, "secret", r, s.Spec.Data, "/run/secrets"); err != nil {
+			return nil, err
+		}
+	}
+	for i, r := range spec.Configs {
+		c := view.Configs[r.ID]
+		if c == nil {
+			return nil, fault.New(fault.NotFound, "config not found: %s", r.Name)
+		}
+		if err := add(i, "config", r, c.Spec.Data, "/"); err != nil {
+			return nil, err
+		}
+	}
+	return mounts, nil
+}
+
+func writeOwned(name string, r cloud.FileReference, data []byte) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
+		return err
+	}
+	mode := fs.FileMode(r.Mode) & fs.ModePerm
+	if r.Mode == 0 {
+		mode = 0o444
+	}
+	// Removed first: an earlier attempt's file may be read-only.
+	if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Chmod(name, mode); err != nil {
+		return err
+	}
+	uid, gid := number(r.UID), number(r.GID)
+	if uid == os.Getuid() && gid == os.Getgid() {
+		return nil
+	}
+	if err := os.Chown(name, uid, gid); err != nil {
+		return fmt.Errorf("give %s to %d:%d: %w", r.Path, uid, gid, err)
+	}
+	return nil
+}
+
+func number(s string) int {
+	n, _ := strconv.Atoi(s)
+	return n
+}
+
+func (f *files) remove(task string) {
+	if f.dir == "" || task == "" {
+		return
+	}
+	if err := os.RemoveAll(filepath.Join(f.dir, task)); err != nil {
+		f.logger.Warn("remove a task's secrets", "task", task, "error", err)
+	}
+}
