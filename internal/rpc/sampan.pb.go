@@ -568,6 +568,7 @@ func (*RemoveManagerResponse) Descriptor() ([]byte, []int) {
 
 type LeaveRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Forget        bool                   `protobuf:"varint,1,opt,name=forget,proto3" json:"forget,omitempty"` // the node's join failed: nothing of it stays
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -600,6 +601,13 @@ func (x *LeaveRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use LeaveRequest.ProtoReflect.Descriptor instead.
 func (*LeaveRequest) Descriptor() ([]byte, []int) {
 	return file_internal_rpc_sampan_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LeaveRequest) GetForget() bool {
+	if x != nil {
+		return x.Forget
+	}
+	return false
 }
 
 type LeaveResponse struct {
@@ -2049,8 +2057,9 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x15PromoteManagerRequest\"\x18\n" +
 	"\x16PromoteManagerResponse\"\x16\n" +
 	"\x14RemoveManagerRequest\"\x17\n" +
-	"\x15RemoveManagerResponse\"\x0e\n" +
-	"\fLeaveRequest\"\x0f\n" +
+	"\x15RemoveManagerResponse\"&\n" +
+	"\fLeaveRequest\x12\x16\n" +
+	"\x06forget\x18\x01 \x01(\bR\x06forget\"\x0f\n" +
 	"\rLeaveResponse\"+\n" +
 	"\bRedirect\x12\x1f\n" +
 	"\vleader_addr\x18\x01 \x01(\tR\n" +

@@ -25,6 +25,8 @@ type Config struct {
 	// OwnSubnets returns the subnets of this host's own bridges: an address in one is never advertised. May be nil.
 	OwnSubnets func() []netip.Prefix
 	Hooks      Hooks
+	// NoFsync is for tests: the cluster's state does not outlive a crash of the machine.
+	NoFsync bool
 }
 
 // Hooks are how what runs on top of membership is built and torn down. Each may be nil.
@@ -47,17 +49,10 @@ type ManagerEnv struct {
 	Addr      string // HOST:PORT of this manager's RPC server
 	Store     state.Store
 	Registrar grpc.ServiceRegistrar
-	// Leadership returns a new channel: first whether this manager leads now, then every change, the newest winning if
-	// the reader is slow. It is closed when ctx ends or the node stops being a manager.
-	Leadership func(ctx context.Context) <-chan bool
-	// Leader returns the leading manager's node ID and the address of its RPC server, "" when there is none.
-	Leader func() (nodeID, addr string)
-	// Reachable reports whether the RPC server of a manager answers.
-	Reachable func(nodeID string) bool
+	// Election says which manager leads.
+	Election *Election
 	// Managers reaches the managers, this one included (log subscriptions are sent to the leader).
 	Managers *rpc.Managers
-	// NewToken makes a fresh join token for the cluster: control stores it in Cluster.Tokens when asked to rotate.
-	NewToken func(c *cloud.Cluster) (string, error)
 	// RemoveMember takes another manager out of the replicated state: demotion, and `node rm -f` of a dead manager. It
 	// refuses what would lose the quorum.
 	RemoveMember func(ctx context.Context, nodeID string) error

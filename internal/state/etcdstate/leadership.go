@@ -86,3 +86,6 @@ func (s *Store) setLeading(leads bool) {
 	close(s.leadWas)
 	s.leadWas = make(chan struct{})
 }
+
+// StepDown hands leadership to another member if this one has it, so that its removal costs no election.
+func (s *Store) StepDown() error { return s.server.TryTransferLeadershipOnShutdown() }
