@@ -254,10 +254,15 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 	if err != nil {
 		return err
 	}
-	if !n.option(optICC) {
-		if err := d.nl.LinkSetIsolated(outer, true); err != nil {
-			return fmt.Errorf("isolate %s: %w", name, err)
-		}
+	if n.option(optICC) {
+		// Where br_netfilter is loaded, a container that asks for a port that it has published itself is translated on
+		// the bridge already, and must get its packet back by the port that it came from.
+		err = d.nl.LinkSetHairpin(outer, true)
+	} else {
+		err = d.nl.LinkSetIsolated(outer, true)
+	}
+	if err != nil {
+		return fmt.Errorf("set bridge port %s: %w", name, err)
 	}
 	if err := d.nl.LinkSetUp(outer); err != nil {
 		return fmt.Errorf("set up %s: %w", name, err)

@@ -205,7 +205,9 @@ func (m *Manager) reservePorts(sb *sandbox) error {
 	fallback := netip.Addr{}
 	if v4, _ := sb.gateways(); v4 != nil {
 		n := m.networkOf(&v4.Endpoint)
-		fallback, _ = netip.ParseAddr(n.Spec.Options[optHostIP])
+		if a, err := netip.ParseAddr(n.Spec.Options[optHostIP]); err == nil && !a.IsUnspecified() {
+			fallback = a
+		}
 	}
 	internal := len(sb.Joined) > 0
 	for _, j := range sb.Joined {

@@ -23,6 +23,7 @@ const (
 	askTimeout   = 1500 * time.Millisecond
 	totalTimeout = 8 * time.Second
 	rounds       = 2
+	silence      = 10 * time.Second // how long a server that did not answer is asked last
 )
 
 // forward asks the sandbox's upstream servers one after the other and returns the first good answer; else the last bad
@@ -33,15 +34,17 @@ func (b *box) forward(f *question, udp bool) []byte {
 	defer cancel()
 	var bad []byte
 	for range rounds {
-		for _, server := range r.Upstreams {
+		for _, server := range b.server.order(r.Upstreams) {
 			if ctx.Err() != nil {
 				return f.fail()
 			}
 			reply, err := b.ask(ctx, f, server, r.UpstreamsFromHost, udp)
 			if err != nil {
+				b.server.silent.Store(server, time.Now())
 				b.server.log.Debug("an upstream name server did not answer", "server", server, "name", f.name, "error", err)
 				continue
 			}
+			b.server.silent.Delete(server)
 			switch dnsmessage.RCode(reply[3] & 0xf) {
 			case dnsmessage.RCodeSuccess, dnsmessage.RCodeNameError:
 				return f.fit(reply, udp)
@@ -53,6 +56,19 @@ func (b *box) forward(f *question, udp bool) []byte {
 		}
 	}
 	return f.fail()
+}
+
+// order puts the servers that have lately not answered behind the others, so that not every question waits for them.
+func (s *Server) order(servers []netip.AddrPort) []netip.AddrPort {
+	var first, last []netip.AddrPort
+	for _, a := range servers {
+		if at, ok := s.silent.Load(a); ok && time.Since(at.(time.Time)) < silence {
+			last = append(last, a)
+		} else {
+			first = append(first, a)
+		}
+	}
+	return append(first, last...)
 }
 
 // ask puts the question to one server. The ID on the way is a random one.

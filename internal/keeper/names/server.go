@@ -35,6 +35,9 @@ const (
 type Server struct {
 	log   *slog.Logger
 	table atomic.Pointer[keeper.NameTable]
+	// silent are the upstream servers that have not answered, with the time of it. They are few: those of the host's
+	// resolv.conf, and those that users gave containers.
+	silent sync.Map
 
 	mu     sync.Mutex
 	boxes  map[string]*box

@@ -82,7 +82,9 @@ func Check(r Request) error {
 		family = 6
 	}
 	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fault.New(fault.InvalidArgument, format, args...)) }
+	bad := func(format string, args ...any) {
+		errs = append(errs, fault.New(fault.InvalidArgument, format, args...))
+	}
 	if s != s.Masked() {
 		bad("invalid subnet %s: it should be %s", s, s.Masked())
 	}
