@@ -51,11 +51,10 @@ func answer(msg []byte, udp bool, r keeper.Resolver, t *keeper.NameTable) (reply
 	}
 	f.header = h
 	if h.OpCode != 0 {
-		return f.reply(dnsmessage.RCodeNotImplemented, nil), nil
+		return f.refuse(dnsmessage.RCodeNotImplemented), nil
 	}
 	q, err := p.Question()
 	if err != nil || binary.BigEndian.Uint16(msg[4:]) != 1 {
-		f.header.RecursionDesired = h.RecursionDesired
 		return f.refuse(dnsmessage.RCodeFormatError), nil
 	}
 	f.q, f.name = q, lower(q.Name)
