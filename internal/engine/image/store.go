@@ -18,6 +18,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
@@ -52,11 +53,11 @@ type Config struct {
 
 // Store holds the images of this host. It is safe for concurrent use; one process at a time may have a root open.
 type Store struct {
-	cfg  Config
-	log  *slog.Logger
-	hub  *registries
-	bolt *bolt.DB
-	db   *metadata.DB
+	cfg    Config
+	log    *slog.Logger
+	hub    *registries
+	db     *metadata.DB
+	layers snapshots.Snapshotter // the one below db's, to be closed
 
 	index    index
 	naming   sync.Mutex // of changes to image records
@@ -105,8 +106,16 @@ func Open(cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("image store: content: %w", err)
 	}
+	lower := filepath.Join(root, "overlayfs")
+	ms, err := storage.NewMetaStore(filepath.Join(lower, "metadata.db"), func(o *bolt.Options) error {
+		o.Timeout = lockWait
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("image store: overlayfs snapshotter: %w", err)
+	}
 	// Removal only renames inside the transaction; the files go when the garbage collector calls Cleanup.
-	sn, err := overlay.NewSnapshotter(filepath.Join(root, "overlayfs"), overlay.AsynchronousRemove)
+	sn, err := overlay.NewSnapshotter(lower, overlay.AsynchronousRemove, overlay.WithMetaStore(ms))
 	if err != nil {
 		return nil, fmt.Errorf("image store: overlayfs snapshotter under %s: %w", root, err)
 	}
@@ -122,7 +131,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: metadata: %w", err)
 	}
 	db := metadata.NewDB(bdb, cs, map[string]snapshots.Snapshotter{snapshotter: sn})
-	s := &Store{cfg: cfg, log: cfg.Logger, hub: hub, bolt: bdb, db: db}
+	s := &Store{cfg: cfg, log: cfg.Logger, hub: hub, db: db, layers: sn}
 	s.closed, s.stop = context.WithCancel(context.Background())
 	ctx := s.ns(s.closed)
 	if err := db.Init(ctx); err != nil {
@@ -144,7 +153,7 @@ func Open(cfg Config) (*Store, error) {
 func (s *Store) Close() error {
 	s.stop()
 	s.removals.Wait()
-	return errors.Join(s.db.Close(), s.bolt.Close())
+	return errors.Join(s.db.Close(), s.layers.Close())
 }
 
 // ns adds what containerd's libraries want to know of a context.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
@@ -15,6 +16,8 @@ import (
 	cfs "github.com/containerd/continuity/fs"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
 // checkOptions checks the options of the local driver: type, device and o, as mount(8) takes them.
@@ -114,8 +117,8 @@ const copyMark = "copying"
 // CopyUp fills an empty volume with what an image has at the place where the volume will be mounted: files with owner,
 // mode, times, attributes, links and holes, and owner and mode of the folder itself. fromRootfsDir is that place in the
 // mounted root file system, links in the path resolved within it; if it is missing or no folder nothing is copied. A
-// volume that holds something is left alone. After a failure the volume is empty again; after a crash the next CopyUp
-// starts over.
+// volume that holds something is left alone. After a failure the volume is empty again, after a crash the next Open
+// empties it: no container can have started with it.
 func CopyUp(ctx context.Context, fromRootfsDir, volumePath string) error {
 	st, err := os.Lstat(fromRootfsDir)
 	if errors.Is(err, fs.ErrNotExist) || (err == nil && !st.IsDir()) {
@@ -124,37 +127,52 @@ func CopyUp(ctx context.Context, fromRootfsDir, volumePath string) error {
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", volumePath, err)
 	}
-	mark := ""
-	if filepath.Base(volumePath) == dataFolder {
-		mark = filepath.Join(filepath.Dir(volumePath), copyMark)
-		if _, err := os.Lstat(mark); err == nil {
-			if err := clearFolder(volumePath); err != nil {
-				return fmt.Errorf("volume %s: %w", volumePath, err)
-			}
-		}
-	}
-	entries, err := os.ReadDir(volumePath)
+	dir, err := os.Open(volumePath)
 	if err != nil {
 		return fmt.Errorf("volume %s: %w", volumePath, err)
 	}
-	if len(entries) > 0 {
+	defer dir.Close() // and with it the lock
+	// Of two containers that start with the same fresh volume one copies and the other waits until it is whole.
+	if err := lockFolder(dir); err != nil {
+		return fmt.Errorf("volume %s: %w", volumePath, err)
+	}
+	if names, err := dir.Readdirnames(1); len(names) > 0 {
 		return nil
+	} else if err != nil && err != io.EOF {
+		return fmt.Errorf("volume %s: %w", volumePath, err)
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if mark != "" {
+	mark := ""
+	if filepath.Base(volumePath) == dataFolder {
+		mark = filepath.Join(filepath.Dir(volumePath), copyMark)
 		if err := os.WriteFile(mark, nil, 0o600); err != nil {
 			return fmt.Errorf("volume %s: %w", volumePath, err)
 		}
 	}
-	if err := cfs.CopyDir(volumePath, fromRootfsDir, cfs.WithAllowXAttrErrors()); err != nil {
-		return errors.Join(fmt.Errorf("copying %s to volume %s: %w", fromRootfsDir, volumePath, err), clearFolder(volumePath))
+	err = failpoint.Hit("engine/volume.copyup.marked")
+	if err == nil {
+		err = cfs.CopyDir(volumePath, fromRootfsDir, cfs.WithAllowXAttrErrors())
+	}
+	if err == nil {
+		err = failpoint.Hit("engine/volume.copyup.copied")
+	}
+	if err != nil {
+		err = errors.Join(fmt.Errorf("copying %s to volume %s: %w", fromRootfsDir, volumePath, err), clearFolder(volumePath))
 	}
 	if mark != "" {
-		return os.Remove(mark)
+		err = errors.Join(err, os.Remove(mark))
 	}
-	return nil
+	return err
+}
+
+func lockFolder(dir *os.File) error {
+	for {
+		if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			return err
+		}
+	}
 }
 
 func clearFolder(dir string) error {

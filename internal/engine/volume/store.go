@@ -87,6 +87,12 @@ func Open(root string) (*Store, error) {
 				return nil, fmt.Errorf("volume %s: %w", d.Name(), err)
 			}
 			if v != nil {
+				mark := filepath.Join(path, copyMark)
+				if _, err := os.Lstat(mark); err == nil {
+					if err := errors.Join(clearFolder(v.Mountpoint), os.Remove(mark)); err != nil {
+						return nil, fmt.Errorf("volume %s: %w", d.Name(), err)
+					}
+				}
 				s.volumes[v.Name] = &entry{Volume: *v, users: map[string]bool{}}
 			}
 		}
