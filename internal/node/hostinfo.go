@@ -2,9 +2,12 @@ package node
 
 import (
 	"bufio"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -132,4 +135,24 @@ func filesystem(path string) string {
 		return "tmpfs"
 	}
 	return "unknown"
+}
+
+// mtuOf is the MTU of the interface that has one of the addresses, 0 if there is none.
+func mtuOf(addrs []netip.Addr) int {
+	links, err := net.Interfaces()
+	if err != nil {
+		return 0
+	}
+	for _, link := range links {
+		its, err := link.Addrs()
+		if err != nil {
+			continue
+		}
+		for _, a := range its {
+			if p, err := netip.ParsePrefix(a.String()); err == nil && slices.Contains(addrs, p.Addr()) {
+				return link.MTU
+			}
+		}
+	}
+	return 0
 }

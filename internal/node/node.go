@@ -49,7 +49,7 @@ type Node struct {
 // containers of an earlier daemon go on either way.
 func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error) {
 	began := time.Now()
-	n := &Node{cfg: cfg, log: log, bus: new(events.Bus)}
+	n := &Node{cfg: cfg, log: log, bus: new(events.Bus), agents: agentSlot{log: log}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
@@ -129,7 +129,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 	}
 	n.onClose(n.networks.Close)
 	adapter := &sandboxes{networks: n.networks, attach: n.agents.attach, detach: n.agents.detach}
-	n.containers, err = container.New(container.Config{
+	n.containers, err = container.New(container.ManagerConfig{
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
 		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus,

@@ -2,15 +2,19 @@ package node
 
 import (
 	"context"
+	"log/slog"
 	"net/netip"
 	"path/filepath"
 	"sync"
+
+	"google.golang.org/grpc"
 
 	"github.com/sampan-cloud/sampan/internal/agent"
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/identity"
 	"github.com/sampan-cloud/sampan/internal/network"
 	"github.com/sampan-cloud/sampan/internal/node/membership"
 	"github.com/sampan-cloud/sampan/internal/rpc"
@@ -18,11 +22,11 @@ import (
 
 // startManager builds the control plane of a manager: the API at once, the loops whenever this manager leads.
 func (n *Node) startManager(env membership.ManagerEnv) (ManagerPlane, error) {
-	election := &election{env: env}
-	leader := control.NewLeader(control.LeaderConfig{NodeID: env.NodeID, Store: env.Store, Election: election, Logger: n.log})
+	leader := control.NewLeader(control.LeaderConfig{NodeID: env.NodeID, Store: env.Store, Election: env.Election, Logger: n.log})
 	rpc.RegisterDispatcherServer(env.Registrar, leader.Dispatcher())
-	api := control.NewAPI(control.APIConfig{NodeID: env.NodeID, Store: env.Store, Election: election, Managers: env.Managers,
-		NewToken: env.NewToken, RemoveMember: env.RemoveMember, Logger: n.log})
+	links := &leaderLinks{env: env}
+	api := control.NewAPI(control.APIConfig{Store: env.Store, Election: env.Election, Local: leader.Dispatcher(), Leader: links.dispatcher,
+		NewToken: identity.NewToken, Logger: n.log})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -30,58 +34,45 @@ func (n *Node) startManager(env membership.ManagerEnv) (ManagerPlane, error) {
 			n.log.Error("control loops ended", "error", err)
 		}
 	})
-	return ManagerPlane{API: api, Stop: func() { cancel(); wg.Wait() }}, nil
+	return ManagerPlane{API: api, Stop: func() { cancel(); wg.Wait(); links.close() }}, nil
 }
 
-// election is raft's own leadership as the control loops see it (control.Election): they run where the state's leader
-// is, so that their writes have the shortest way.
-type election struct{ env membership.ManagerEnv }
+// leaderLinks is how a manager that does not lead reaches the one that does: one connection, made anew when another
+// leads.
+type leaderLinks struct {
+	env  membership.ManagerEnv
+	mu   sync.Mutex
+	addr string
+	conn *grpc.ClientConn
+}
 
-// Campaign waits until this manager leads; the context it returns ends with that.
-func (e *election) Campaign(ctx context.Context) (context.Context, error) {
-	watch, stop := context.WithCancel(ctx)
-	changes := e.env.Leadership(watch)
-	for {
-		select {
-		case leads, ok := <-changes:
-			if !ok {
-				stop()
-				return nil, context.Cause(ctx)
-			}
-			if !leads {
-				continue
-			}
-		case <-ctx.Done():
-			stop()
-			return nil, ctx.Err()
+func (l *leaderLinks) dispatcher(context.Context) (rpc.DispatcherClient, error) {
+	addr := l.env.Election.LeaderAddr()
+	if addr == "" {
+		return nil, fault.New(fault.Unavailable, "no manager leads the cluster at the moment: try again")
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.addr != addr {
+		conn, err := l.env.Managers.Dial(addr)
+		if err != nil {
+			return nil, err
 		}
-		term, end := context.WithCancel(ctx)
-		go func() {
-			defer stop()
-			defer end()
-			for {
-				select {
-				case leads, ok := <-changes:
-					if !ok || !leads {
-						return
-					}
-				case <-term.Done():
-					return
-				}
-			}
-		}()
-		return term, nil
+		if l.conn != nil {
+			_ = l.conn.Close()
+		}
+		l.addr, l.conn = addr, conn
+	}
+	return rpc.NewDispatcherClient(l.conn), nil
+}
+
+func (l *leaderLinks) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.conn != nil {
+		_ = l.conn.Close()
 	}
 }
-
-// Leader returns the leading manager's node ID.
-func (e *election) Leader() string {
-	id, _ := e.env.Leader()
-	return id
-}
-
-// Reachable reports whether a manager answers.
-func (e *election) Reachable(nodeID string) bool { return e.env.Reachable(nodeID) }
 
 // startAgent runs this node's side of the cluster.
 func (n *Node) startAgent(env membership.NodeEnv) (stop func(), err error) {
@@ -90,10 +81,10 @@ func (n *Node) startAgent(env membership.NodeEnv) (stop func(), err error) {
 		StatePath:  filepath.Join(n.cfg.DataRoot, "swarm", "view.json"),
 		SecretsDir: filepath.Join(n.cfg.ExecRoot, "secrets"),
 		Description: func() cloud.NodeDescription {
-			return n.host.description(network.UnderlayMTU(env.DataAddrs))
+			return n.host.description(mtuOf(env.DataAddrs))
 		},
 		DataAddrs:   func() []netip.Addr { return env.DataAddrs },
-		RoleChanged: env.SetRole, Removed: env.Removed, Logger: n.log,
+		RoleChanged: env.SetRole, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err
@@ -129,8 +120,9 @@ func (n *Node) left(ctx context.Context) error {
 // agentSlot holds the running agent, if this host is in a cluster: standalone containers get their addresses on the
 // cluster's networks through it.
 type agentSlot struct {
-	mu sync.Mutex
-	a  *agent.Agent
+	log *slog.Logger
+	mu  sync.Mutex
+	a   *agent.Agent
 }
 
 func (s *agentSlot) set(a *agent.Agent) {
@@ -151,16 +143,17 @@ func (s *agentSlot) attach(ctx context.Context, c container.Container, name stri
 	if a == nil {
 		return e, fault.New(fault.Unavailable, "network %s not found", name)
 	}
-	var asked []netip.Addr
+	ask := &rpc.AttachRequest{Network: name, ContainerId: c.ID, Name: c.Config.Name, Aliases: e.Aliases}
 	for _, addr := range []netip.Addr{e.IPv4, e.IPv6} {
 		if addr.IsValid() {
-			asked = append(asked, addr)
+			ask.Addrs = append(ask.Addrs, addr.String())
 		}
 	}
-	attachment, err := a.Attach(ctx, name, c.ID, c.Config.Name, e.Aliases, asked)
+	got, err := a.Attach(ctx, ask)
 	if err != nil {
 		return e, err
 	}
+	attachment := got.Attachment
 	e.Network = attachment.NetworkID
 	for _, p := range attachment.Addrs {
 		if p.Addr().Is4() {
@@ -175,6 +168,8 @@ func (s *agentSlot) attach(ctx context.Context, c container.Container, name stri
 // detach gives the address back; without managers the leader's sweep does so later.
 func (s *agentSlot) detach(ctx context.Context, containerID, networkID string) {
 	if a := s.get(); a != nil {
-		a.Detach(ctx, containerID, networkID)
+		if err := a.Detach(ctx, containerID, networkID); err != nil {
+			s.log.Debug("give an attachment back", "container", containerID, "error", err)
+		}
 	}
 }

@@ -81,6 +81,7 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 		if err := mg.renewSelf(); err != nil {
 			m.logger.Warn("this manager's certificate has expired and cannot be renewed from its own state", "error", err)
 		}
+		pool.Reset()
 	}
 	mg.port.setPeerHandler(store.PeerHandler())
 	if how.prepare != nil {
@@ -215,42 +216,18 @@ func (mg *manager) renewSelf() error {
 // Election says which manager leads: the one that Raft has elected.
 type Election struct{ mg *manager }
 
-// Campaign waits until this manager leads. The context it returns ends when it leads no more, or with ctx.
-func (e *Election) Campaign(ctx context.Context) (context.Context, error) {
-	watch, stopWatch := context.WithCancel(ctx)
-	changes := e.mg.store.Leadership(watch)
-	for leads := range changes {
-		if !leads {
-			continue
-		}
-		term, end := context.WithCancel(ctx)
-		go func() {
-			defer stopWatch()
-			defer end()
-			for leads := range changes {
-				if !leads {
-					return
-				}
-			}
-		}()
-		return term, nil
-	}
-	stopWatch()
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	return nil, fault.New(fault.Unavailable, "this node is a manager no more")
-}
+// Leadership says at once and after every change whether this manager leads, until ctx ends; then the channel is closed.
+func (e *Election) Leadership(ctx context.Context) <-chan bool { return e.mg.store.Leadership(ctx) }
 
-// Leader returns the leading manager's node ID, "" when there is none.
-func (e *Election) Leader() string {
+// LeaderNode returns the leading manager's node ID, "" when there is none.
+func (e *Election) LeaderNode() string {
 	_, name := e.mg.store.Leader()
 	return name
 }
 
 // LeaderAddr returns where the leader's RPC server is, "" when there is none.
 func (e *Election) LeaderAddr() string {
-	if n := e.mg.node(e.Leader()); n != nil && n.Manager != nil {
+	if n := e.mg.node(e.LeaderNode()); n != nil && n.Manager != nil {
 		return n.Manager.Addr
 	}
 	return ""
