@@ -255,7 +255,11 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File) er
 			m.log.Warn("unmounting a root file system", "container", c.id, "error", err)
 		}
 	}()
-	return inView(r.Path, c.rec.MountPlan, f)
+	done, err := m.useVolumes(context.WithoutCancel(ctx), c)
+	if err != nil {
+		return err
+	}
+	return errors.Join(inView(r.Path, c.rec.MountPlan, f), done())
 }
 
 // inView runs f on a thread with a mount namespace of its own, in which the mounts are made below rootfs. The thread

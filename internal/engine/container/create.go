@@ -16,7 +16,7 @@ import (
 
 // Create makes a container from an image that is on this host: a record, a writable root file system and its volumes.
 // Either all of it exists afterwards or nothing.
-func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (id string, warnings []string, err error) {
+func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newID string, warnings []string, err error) {
 	img, err := m.Images.Get(ctx, cfg.Image)
 	if err != nil {
 		return "", nil, err
@@ -32,7 +32,7 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (id s
 		return "", warnings, err
 	}
 
-	id = newID()
+	id := randomID() // not the result: undo steps need it after a failure, when that is empty
 	if cfg.Name, err = m.reserve(cfg.Name, id); err != nil {
 		return "", warnings, err
 	}
@@ -117,7 +117,7 @@ func (m *Manager) fillFromImage(ctx context.Context, c *ctr) error {
 		}
 		_ = os.RemoveAll(filepath.Dir(target)) // empty folders
 	}()
-	return c.fillVolumes(r.Path)
+	return m.fillVolumes(ctx, c, r.Path)
 }
 
 // rootfsTarget makes and returns the folder a container's root file system is mounted on.

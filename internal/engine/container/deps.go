@@ -44,7 +44,9 @@ type Volumes interface {
 	Create(ctx context.Context, v volume.Volume) (volume.Volume, error)
 	Get(name string) (volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
+	Reserve(ctx context.Context, name, user string) error
 	Acquire(ctx context.Context, name, user string) (path string, err error)
+	Unmount(ctx context.Context, name, user string) error
 	Release(ctx context.Context, name, user string) error
 }
 

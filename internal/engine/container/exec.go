@@ -54,7 +54,7 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 }
 
 func (m *Manager) newExec(c *ctr, cfg ExecConfig) *execution {
-	e := &execution{id: newID(), c: c, cfg: cfg, done: make(chan struct{})}
+	e := &execution{id: randomID(), c: c, cfg: cfg, done: make(chan struct{})}
 	m.mu.Lock()
 	maps.DeleteFunc(m.execs, func(_ string, o *execution) bool { return o.old() })
 	m.execs[e.id] = e

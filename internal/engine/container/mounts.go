@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	contfs "github.com/containerd/continuity/fs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 
 	"github.com/sampan-cloud/sampan/internal/engine/volume"
@@ -98,12 +97,15 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 
 	for _, p := range plan {
 		if p.Volume != "" {
-			src, err := m.Volumes.Acquire(ctx, p.Volume, c.id)
-			if err != nil {
+			if err := m.Volumes.Reserve(ctx, p.Volume, c.id); err != nil {
 				return err
 			}
 			u.Add(func() error { return m.Volumes.Release(context.WithoutCancel(ctx), p.Volume, c.id) })
-			p.Source = src
+			v, err := m.Volumes.Get(p.Volume)
+			if err != nil {
+				return err
+			}
+			p.Source = v.Mountpoint
 		}
 		if p.Type == MountImage {
 			img, err := m.Images.Get(ctx, p.Source)
@@ -249,14 +251,23 @@ func cleanTarget(target string) (string, error) {
 
 // fillVolumes copies what the image has at a volume's place into the volume while it is empty. The container's root
 // file system is mounted at rootfs.
-func (c *ctr) fillVolumes(rootfs string) error {
+func (m *Manager) fillVolumes(ctx context.Context, c *ctr, rootfs string) error {
 	for i, p := range c.rec.MountPlan {
 		if !p.Fresh || p.Volume == "" {
 			continue
 		}
 		if !p.NoCopy && p.Subpath == "" {
-			if err := copyUp(rootfs, p.Destination, p.Source); err != nil {
-				return fault.New(fault.Internal, "filling volume %s from the image's %s: %w", p.Volume, p.Destination, err)
+			from, err := securejoin.SecureJoin(rootfs, p.Destination)
+			if err != nil {
+				return err
+			}
+			to, err := m.Volumes.Acquire(ctx, p.Volume, c.id)
+			if err != nil {
+				return err
+			}
+			err = volume.CopyUp(ctx, from, to)
+			if err = errors.Join(err, m.Volumes.Unmount(ctx, p.Volume, c.id)); err != nil {
+				return errorf("filling volume %s from the image's %s: %w", p.Volume, p.Destination, err)
 			}
 		}
 		plan := slices.Clone(c.rec.MountPlan)
@@ -271,26 +282,19 @@ func (c *ctr) needsFill() bool {
 	return slices.ContainsFunc(c.rec.MountPlan, func(p plannedMount) bool { return p.Fresh && p.Volume != "" && !p.NoCopy })
 }
 
-func copyUp(rootfs, inside, vol string) error {
-	src, err := securejoin.SecureJoin(rootfs, inside)
-	if err != nil {
-		return err
+// useVolumes mounts a container's volumes and returns what ends that.
+func (m *Manager) useVolumes(ctx context.Context, c *ctr) (done func() error, err error) {
+	u := undo.New()
+	for _, p := range c.rec.MountPlan {
+		if p.Volume == "" {
+			continue
+		}
+		if _, err := m.Volumes.Acquire(ctx, p.Volume, c.id); err != nil {
+			return nil, errors.Join(err, u.Run())
+		}
+		u.Add(func() error { return m.Volumes.Unmount(ctx, p.Volume, c.id) })
 	}
-	st, err := os.Stat(src)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	entries, err := os.ReadDir(vol)
-	if err != nil {
-		return err
-	}
-	if len(entries) > 0 && (len(entries) > 1 || entries[0].Name() != "lost+found") {
-		return nil
-	}
-	return contfs.CopyDir(vol, src)
+	return u.Run, nil
 }
 
 // makeSource makes sure that a mount's source is there and returns its path.
@@ -320,7 +324,12 @@ func (m *Manager) makeSource(ctx context.Context, c *ctr, p plannedMount, u *und
 		u.Add(func() error { return m.Images.UnmountRootfs(context.WithoutCancel(ctx), p.Rootfs, target) })
 		return subpath(r.Path, p.Subpath)
 	case MountVolume:
-		return subpath(p.Source, p.Subpath)
+		src, err := m.Volumes.Acquire(ctx, p.Volume, c.id)
+		if err != nil {
+			return "", err
+		}
+		u.Add(func() error { return m.Volumes.Unmount(ctx, p.Volume, c.id) })
+		return subpath(src, p.Subpath)
 	}
 	return p.Source, nil
 }

@@ -13,9 +13,9 @@ import (
 
 var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
-// newID returns 64 random hex digits. One that reads as a number is not used: its short form would be a host name that
+// randomID returns 64 random hex digits. One that reads as a number is not used: its short form would be a host name that
 // programs take for an address.
-func newID() string {
+func randomID() string {
 	for {
 		var b [32]byte
 		_, _ = rand.Read(b[:]) // never fails

@@ -145,8 +145,8 @@ func (m *Manager) load() error {
 			if p.Volume == "" {
 				continue
 			}
-			if _, err := m.Volumes.Acquire(m.ctx, p.Volume, c.id); err != nil {
-				m.log.Warn("volume of a container is not usable", "container", c.id, "volume", p.Volume, "error", err)
+			if err := m.Volumes.Reserve(m.ctx, p.Volume, c.id); err != nil {
+				m.log.Warn("volume of a container is gone", "container", c.id, "volume", p.Volume, "error", err)
 			}
 		}
 	}

@@ -133,11 +133,19 @@ func (m *Manager) destroy(ctx context.Context, c *ctr, volumes bool) error {
 
 // unmountAll takes down every mount that a start of the container made on the host. It is repeatable.
 func (m *Manager) unmountAll(ctx context.Context, c *ctr) error {
+	var errs []error
+	for _, p := range c.rec.MountPlan {
+		if p.Volume == "" {
+			continue
+		}
+		if err := m.Volumes.Unmount(ctx, p.Volume, c.id); err != nil && !fault.Is(err, fault.NotFound) {
+			errs = append(errs, err)
+		}
+	}
 	dir := filepath.Join(m.execDir(), c.id)
 	if !exists(dir) {
-		return nil
+		return errors.Join(errs...)
 	}
-	var errs []error
 	rootfs := filepath.Join(dir, "rootfs")
 	errs = append(errs, m.Images.UnmountRootfs(ctx, c.id, rootfs))
 	for _, name := range c.rec.ExtraRootfs {

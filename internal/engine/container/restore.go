@@ -123,6 +123,9 @@ func (m *Manager) restoreOne(ctx context.Context, c *ctr, st keeper.Status, know
 
 // adopt takes over a container that runs. The caller holds c.mu.
 func (m *Manager) adopt(c *ctr, st keeper.Status) {
+	if _, err := m.useVolumes(m.ctx, c); err != nil { // counted again as mounted: this daemon knows nothing yet
+		m.log.Warn("volume of a running container", "container", c.id, "error", err)
+	}
 	s := &c.rec.State
 	if s.Running && !s.Restarting && s.PID == st.PID {
 		c.begin()

@@ -111,9 +111,8 @@ func (h *host) process(c *Container, user specs.User, sec security) (*specs.Proc
 		Rlimits:         h.rlimits(hc.Ulimits),
 		NoNewPrivileges: sec.noNewPrivileges,
 	}
-	if score := h.oomScoreAdj(hc.OOMScoreAdj); score != h.oomScore {
-		p.OOMScoreAdj = &score
-	}
+	score := h.oomScoreAdj(hc.OOMScoreAdj)
+	p.OOMScoreAdj = &score
 	if h.apparmor && sec.apparmor != "" {
 		p.ApparmorProfile = sec.apparmor
 	}

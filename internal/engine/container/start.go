@@ -221,7 +221,7 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 	if err := failpoint.Hit("engine/container.start.after-rootfs"); err != nil {
 		return err
 	}
-	if err := c.fillVolumes(l.rootfs); err != nil {
+	if err := m.fillVolumes(ctx, c, l.rootfs); err != nil {
 		return err
 	}
 	for _, p := range c.rec.MountPlan {

@@ -64,6 +64,21 @@ type source struct {
 	skip    int // entries to pass over: the tail begins later
 	partial []byte
 	tooLong bool
+	off     int64 // where the line that is being read begins
+	dropped int64 // bytes of it that are not kept
+}
+
+// cutBack notices that the writer took back an unfinished line, as it does after a crash, and reads on from there.
+func (s *source) cutBack() error {
+	if s.gz {
+		return nil
+	}
+	st, err := s.f.Stat()
+	if err != nil || st.Size() >= s.off+int64(len(s.partial))+s.dropped {
+		return err
+	}
+	s.partial, s.dropped, s.tooLong = nil, 0, false
+	return s.seek(min(s.off, st.Size()))
 }
 
 // Open opens a log. One that does not exist yet is empty. w is needed to follow.
@@ -211,24 +226,23 @@ func (s *source) seekTail(n int) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if _, err := s.f.Seek(at, io.SeekStart); err != nil {
-			return 0, err
-		}
-		s.r.Reset(s.f)
-		return 0, nil
+		return 0, s.seek(at)
 	}
 	at, have, err := s.findBack(size, n+1)
 	if err != nil {
 		return 0, err
 	}
-	if _, err := s.f.Seek(at, io.SeekStart); err != nil {
-		return 0, err
-	}
-	s.r.Reset(s.f)
 	if at > 0 || have > n {
 		have = n
 	}
-	return have, nil
+	return have, s.seek(at)
+}
+
+func (s *source) seek(at int64) error {
+	_, err := s.f.Seek(at, io.SeekStart)
+	s.r.Reset(s.f)
+	s.off = at
+	return err
 }
 
 // findBack looks from end backward for the nth newline and returns the offset after it; with fewer, 0 and their count.
@@ -279,14 +293,15 @@ func (s *source) firstTime() time.Time {
 func (s *source) next() ([]byte, error) {
 	for {
 		b, err := s.r.ReadSlice('\n')
-		if !s.tooLong {
-			s.partial = append(s.partial, b...)
-		}
-		if len(s.partial) > maxLine {
-			s.tooLong, s.partial = true, s.partial[:0]
+		s.partial = append(s.partial, b...)
+		if s.tooLong = s.tooLong || len(s.partial) > maxLine; s.tooLong {
+			s.dropped += int64(len(s.partial))
+			s.partial = s.partial[:0]
 		}
 		switch {
 		case err == nil:
+			s.off += int64(len(s.partial)) + s.dropped
+			s.dropped = 0
 			line, long := s.partial, s.tooLong
 			s.partial, s.tooLong = s.partial[len(s.partial):], false
 			if cap(s.partial) < 1024 {
@@ -357,6 +372,9 @@ func (r *Reader) entry() (Entry, error) {
 		line, err := s.next()
 		if errors.Is(err, io.EOF) {
 			if len(r.files) == 1 {
+				if err := s.cutBack(); err != nil {
+					return Entry{}, fmt.Errorf("log %s: %w", s.f.Name(), err)
+				}
 				return Entry{}, errNoMore
 			}
 			_ = s.f.Close()
