@@ -218,10 +218,9 @@ func (m *Managers) Do(ctx context.Context, call func(context.Context, grpc.Clien
 				m.prefer(c.Addr)
 				return nil
 			}
-			again := false
-			if _, redirected := RedirectOf(err); redirected || status.Code(err) == codes.Unavailable {
-				again = true
-			}
+			// Canceled while ctx lives: the connection was closed by Reset or Update.
+			code := status.Code(err)
+			again := code == codes.Unavailable || code == codes.Canceled && ctx.Err() == nil
 			err = m.Report(c, err)
 			if !again {
 				return err
@@ -242,11 +241,23 @@ func (m *Managers) Do(ctx context.Context, call func(context.Context, grpc.Clien
 	}
 }
 
-// Close closes every connection of the pool.
+// Reset closes every connection: the next call makes a new one. It is for when this node's certificate has changed, as a
+// connection keeps the one that it was made with.
+func (m *Managers) Reset() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closeAll()
+}
+
+// Close closes every connection for good.
 func (m *Managers) Close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.done = true
+	m.closeAll()
+}
+
+func (m *Managers) closeAll() {
 	for a, c := range m.conns {
 		_ = c.Close()
 		delete(m.conns, a)

@@ -254,6 +254,7 @@ func (m *Membership) renew(ctx context.Context, cur *membership) error {
 	mg := cur.manager
 	m.mu.Unlock()
 	if mg != nil && mg.renewSelf() == nil {
+		cur.pool.Reset()
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
@@ -277,6 +278,7 @@ func (m *Membership) renew(ctx context.Context, cur *membership) error {
 		return err
 	}
 	cur.pool.Update(resp.GetManagers())
+	cur.pool.Reset() // connections know the old certificate
 	return nil
 }
 

@@ -141,6 +141,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s.wg.Go(func() { s.follow(rev) })
+	s.wg.Go(s.electSelf)
 	s.wg.Go(s.watchLeadership)
 	s.wg.Go(s.watchStop)
 	return s, nil
