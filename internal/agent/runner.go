@@ -161,7 +161,7 @@ func (r *runner) execute(ctx context.Context) {
 		if r.status.State.Ended() {
 			return
 		}
-	case r.status.State >= cloud.TaskStarting:
+	case !exists && r.status.State >= cloud.TaskStarting:
 		r.fail(cloud.TaskFailed, "failed", errors.New("the task's container is gone"))
 		return
 	case unwanted:

@@ -165,4 +165,3 @@ func registryAuth(header string) (image.Auth, error) {
 	return image.Auth{Username: a.Username, Password: a.Password, ServerAddress: a.ServerAddress, IdentityToken: a.IdentityToken,
 		RegistryToken: a.RegistryToken}, nil
 }
-

@@ -84,6 +84,7 @@ func (v *views) load() error {
 	defer v.mu.Unlock()
 	v.view, v.session, v.known = k.View, k.Session, true
 	poke(v.wake)
+	maps.DeleteFunc(k.Statuses, func(id string, _ cloud.TaskStatus) bool { return k.View.Tasks[id] == nil })
 	v.a.reports.restore(k.Statuses)
 	return nil
 }
