@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -375,7 +376,7 @@ func newFolderImages(t *testing.T, dir string) *folderImages {
 	if err := os.Symlink("/etc/passwd", filepath.Join(lower, "data/links/abs")); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("../../../../../../../../../etc/passwd", filepath.Join(lower, "data/links/up")); err != nil {
+	if err := os.Symlink("../../../../../../../../../etc", filepath.Join(lower, "data/links/up")); err != nil {
 		t.Fatal(err)
 	}
 	f.images["prog"] = image.Image{ID: "sha256:" + strings.Repeat("a", 64), OS: "linux", Architecture: runtime.GOARCH,
@@ -531,3 +532,5 @@ func contains(t *testing.T, have []string, want ...string) {
 		t.Fatalf("events %q do not contain %q in this order", have, want)
 	}
 }
+
+func ownerOf(fi os.FileInfo) uint32 { return fi.Sys().(*syscall.Stat_t).Uid }

@@ -1,0 +1,536 @@
+package container
+
+import (
+	"archive/tar"
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+	"github.com/sampan-cloud/sampan/internal/engine/volume"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+func (b *bed) exec(id string, cfg ExecConfig) (string, string, int) {
+	b.t.Helper()
+	cfg.AttachStdout, cfg.AttachStderr = true, true
+	e, err := b.m.ExecCreate(b.t.Context(), id, cfg)
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	s, err := b.m.ExecStart(b.t.Context(), e, false, cfg.Tty, [2]uint16{})
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	defer s.Close()
+	out, errOut := readAll(b.t, s)
+	// The code is there as soon as the streams have ended: that is when the docker command asks.
+	x, err := b.m.ExecGet(e)
+	if err != nil || x.Running || x.ExitCode == nil {
+		b.t.Fatalf("exec after its end: %+v %v", x, err)
+	}
+	return out, errOut, *x.ExitCode
+}
+
+func TestExec(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{User: "alice", Env: []string{"A=1", "FROM=me"}, WorkingDir: "/made/for/it", Host: HostConfig{GroupAdd: []string{"extra"}}}, "wait")
+	out, _, code := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "id"}})
+	if want := fmt.Sprintf("1000 1000 [1000 50 77] /made/for/it %s\n", id[:12]); code != 0 || sortedGroups(out) != sortedGroups(want) {
+		t.Errorf("as the container: %q %d, want %q", out, code, want)
+	}
+	out, _, _ = b.exec(id, ExecConfig{User: "0", WorkingDir: "/tmp", Cmd: []string{"/bin/prog", "id"}})
+	if !strings.HasPrefix(out, "0 0 ") || !strings.Contains(out, " /tmp ") {
+		t.Errorf("as root: %q", out)
+	}
+	out, _, _ = b.exec(id, ExecConfig{Env: []string{"B=2", "A=3"}, Cmd: []string{"/bin/prog", "env"}})
+	for _, want := range []string{"A=3\n", "B=2\n", "FROM=me\n", "HOME=/home/alice\n", "HOSTNAME=" + id[:12] + "\n", "PATH=/bin\n"} {
+		if !strings.Contains("\n"+out, "\n"+want) {
+			t.Errorf("environment lacks %q: %q", want, out)
+		}
+	}
+	if _, errOut, code := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "err", "oh"}}); errOut != "oh\n" || code != 0 {
+		t.Errorf("standard error %q", errOut)
+	}
+	if _, _, code := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "exit", "3"}}); code != 3 {
+		t.Errorf("code %d", code)
+	}
+	e, err := b.m.ExecCreate(t.Context(), id, ExecConfig{AttachStdin: true, AttachStdout: true, Cmd: []string{"/bin/prog", "cat"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := b.m.ExecStart(t.Context(), e, false, false, [2]uint16{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := b.m.Get(id); err != nil || !slices.Contains(c.ExecIDs, e) {
+		t.Errorf("running execs %v", c.ExecIDs)
+	}
+	if _, err := s.Write([]byte("through")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := readAll(t, s); out != "through" {
+		t.Errorf("cat gave %q", out)
+	}
+	if _, err := b.m.ExecStart(t.Context(), e, false, false, [2]uint16{}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("second start: %v", err)
+	}
+	e, err = b.m.ExecCreate(t.Context(), id, ExecConfig{Cmd: []string{"nosuch"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.m.ExecStart(t.Context(), e, false, false, [2]uint16{}); err == nil || !strings.Contains(err.Error(), "executable file not found") {
+		t.Errorf("missing program: %v", err)
+	}
+	if x, _ := b.m.ExecGet(e); x.ExitCode == nil || *x.ExitCode != 127 {
+		t.Errorf("missing program: %+v", x)
+	}
+	contains(t, b.actions(id), "exec_create: /bin/prog exit 3", "exec_start: /bin/prog exit 3", "exec_die")
+	if err := b.m.Kill(t.Context(), id, ""); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.m.ExecCreate(t.Context(), id, ExecConfig{Cmd: []string{"x"}}); !fault.Is(err, fault.Conflict) {
+		t.Errorf("exec in a stopped container: %v", err)
+	}
+}
+
+// sortedGroups makes a comparison of id lines blind to the order of groups, which the kernel sorts.
+func sortedGroups(line string) string {
+	from, to := strings.Index(line, "["), strings.Index(line, "]")
+	if from < 0 || to < 0 {
+		return line
+	}
+	groups := strings.Fields(line[from+1 : to])
+	slices.Sort(groups)
+	return line[:from] + fmt.Sprint(slices.Compact(groups)) + line[to+1:]
+}
+
+func TestTerminal(t *testing.T) {
+	b := newBed(t)
+	id := b.create(Config{Tty: true, OpenStdin: true, StdinOnce: true}, "cat")
+	s, err := b.m.Attach(t.Context(), id, AttachOptions{Stdin: true, Stdout: true, Stderr: true, Stream: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.start(id)
+	if err := b.m.Resize(t.Context(), id, 30, 100); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Write([]byte("hello\n\x04")); err != nil {
+		t.Fatal(err)
+	}
+	out, _ := readAll(t, s)
+	if out != "hello\r\nhello\r\n" {
+		t.Errorf("terminal showed %q", out)
+	}
+	if code := b.wait(id, "not-running"); code != 0 {
+		t.Errorf("code %d", code)
+	}
+}
+
+func TestStdinOnce(t *testing.T) {
+	b := newBed(t)
+	id := b.create(Config{OpenStdin: true, StdinOnce: true}, "cat")
+	s, err := b.m.Attach(t.Context(), id, AttachOptions{Stdin: true, Stdout: true, Stream: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.start(id)
+	if _, err := s.Write([]byte("a\nb")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := readAll(t, s); out != "a\nb" {
+		t.Errorf("got %q", out)
+	}
+	// A later attach with logs shows what was printed.
+	s, err = b.m.Attach(t.Context(), id, AttachOptions{Stdout: true, Logs: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := readAll(t, s); out != "a\nb" {
+		t.Errorf("replayed %q", out)
+	}
+}
+
+func TestFilesOfTheContainer(t *testing.T) {
+	b := newBed(t)
+	out := b.runOut(Config{Hostname: "box", Host: HostConfig{ExtraHosts: []string{"db:10.1.2.3", "gw:host-gateway"}}}, "cat", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+	for _, want := range []string{"127.0.0.1\tlocalhost\n", "10.1.2.3\tdb\n", "172.30.0.1\tgw\n", "172.30.0.2\tbox\n", "\nbox\n", "nameserver 127.0.0.11\n"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if out := b.runOut(Config{Host: HostConfig{ReadonlyRootfs: true}}, "write", "/tmp/x", "y"); !strings.Contains(out, "read-only") {
+		t.Errorf("write to a read-only root: %q", out)
+	}
+	if out := b.runOut(Config{Host: HostConfig{ReadonlyRootfs: true, Tmpfs: map[string]string{"/tmp": "size=1m"}}}, "write", "/tmp/x", "y"); out != "" {
+		t.Errorf("write to a tmpfs: %q", out)
+	}
+}
+
+func TestVolumes(t *testing.T) {
+	b := newBed(t)
+	ctx := t.Context()
+	a := b.run(Config{Name: "first", Volumes: []string{"/data"}}, "wait")
+	c, err := b.m.Get(a)
+	if err != nil || len(c.Mounts) != 1 || c.Mounts[0].Type != MountVolume || !c.Mounts[0].RW || c.Mounts[0].Destination != "/data" {
+		t.Fatalf("mounts %+v %v", c.Mounts, err)
+	}
+	vol := c.Mounts[0].Name
+	st, err := os.Stat(c.Mounts[0].Source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(c.Mounts[0].Source, "deep/file")); string(got) != "from the image" {
+		t.Errorf("not filled from the image: %q %v", got, err)
+	}
+	if uid := ownerOf(st); uid != 1000 {
+		t.Errorf("the volume's folder belongs to %d", uid)
+	}
+	if out := b.runOut(Config{Host: HostConfig{VolumesFrom: []string{"first"}}}, "cat", "/data/deep/file"); out != "from the image" {
+		t.Errorf("volumes from: %q", out)
+	}
+	if out := b.runOut(Config{Host: HostConfig{VolumesFrom: []string{"first:ro"}}}, "write", "/data/x", "y"); !strings.Contains(out, "read-only") {
+		t.Errorf("volumes from, read-only: %q", out)
+	}
+	if out := b.runOut(Config{Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: vol, Target: "/v", Subpath: "deep"}}}}, "cat", "/v/file"); out != "from the image" {
+		t.Errorf("subpath: %q", out)
+	}
+	if err := b.m.Volumes.Remove(ctx, vol, false); !fault.Is(err, fault.Conflict) {
+		t.Errorf("removing a used volume: %v", err)
+	}
+	for _, other := range b.m.List() {
+		if err := b.m.Remove(ctx, other.ID, true, other.ID == a, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The other containers did not make it: it goes with a only if nobody else holds it, whatever the order.
+	if _, err := b.m.Volumes.Get(vol); err == nil {
+		if err := b.m.Volumes.Remove(ctx, vol, false); err != nil {
+			t.Errorf("still in use: %v", err)
+		}
+	}
+
+	if _, err := b.m.Volumes.Create(ctx, volume.Volume{Name: "named"}); err != nil {
+		t.Fatal(err)
+	}
+	n := b.run(Config{Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: "named", Target: "/data", NoCopy: true}}}}, "exit", "0")
+	b.wait(n, "not-running")
+	if err := b.m.Remove(ctx, n, false, true, false); err != nil {
+		t.Fatal(err)
+	}
+	if v, err := b.m.Volumes.Get("named"); err != nil {
+		t.Errorf("rm -v took a named volume: %v", err)
+	} else if entries, _ := os.ReadDir(v.Mountpoint); len(entries) > 0 {
+		t.Errorf("nocopy copied %v", entries)
+	}
+
+	_, _, err = b.m.Create(ctx, Config{Image: "prog", Host: HostConfig{Mounts: []Mount{{Type: MountBind, Source: b.dir + "/nosuch", Target: "/x"}}}}, "")
+	if !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "bind source path does not exist") {
+		t.Errorf("missing bind source: %v", err)
+	}
+	b.runOut(Config{Host: HostConfig{Mounts: []Mount{{Type: MountBind, Source: b.dir + "/made", Target: "/x", CreateMountpoint: true}}}}, "write", "/x/y", "z")
+	if got, _ := os.ReadFile(b.dir + "/made/y"); string(got) != "z" {
+		t.Errorf("bind: %q", got)
+	}
+}
+
+func TestJoinNamespaces(t *testing.T) {
+	b := newBed(t)
+	donor := b.run(Config{Name: "donor", Hostname: "shared", Host: HostConfig{IpcMode: "shareable"}}, "wait")
+	b.ready(donor, "ready")
+	join := HostConfig{NetworkMode: "container:donor", IpcMode: "container:donor", PidMode: "container:donor"}
+	id := b.run(Config{Host: join}, "wait")
+	for _, ns := range []string{"net", "ipc", "pid"} {
+		x, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", b.state(donor).PID, ns))
+		y, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", b.state(id).PID, ns))
+		if x == "" || x != y {
+			t.Errorf("%s namespaces %s and %s", ns, x, y)
+		}
+	}
+	if out := b.runOut(Config{Host: HostConfig{NetworkMode: "container:donor"}}, "cat", "/etc/hosts"); !strings.Contains(out, "172.30.0.2\tshared") {
+		t.Errorf("hosts: %q", out)
+	}
+	late := b.create(Config{Host: HostConfig{NetworkMode: "container:donor"}})
+	if err := b.m.Kill(t.Context(), donor, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.m.Start(t.Context(), late); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "non running container") {
+		t.Errorf("joining a stopped one: %v", err)
+	}
+	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{NetworkMode: "container:nosuch"}}, ""); !fault.Is(err, fault.NotFound) {
+		t.Errorf("joining nobody: %v", err)
+	}
+}
+
+func TestPrivilegedAndLimits(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Host: HostConfig{Privileged: true, Ulimits: []Ulimit{{Name: "nofile", Soft: 100, Hard: 1 << 30}, {Name: "core", Soft: 1000, Hard: 2000}}, OOMScoreAdj: -500}}, "wait")
+	if !b.state(id).Running {
+		t.Error("a privileged container does not run")
+	}
+	out, _, _ := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "cat", "/proc/self/limits"}})
+	if !strings.Contains(out, "Max core file size        1000                 2000 ") {
+		t.Errorf("limits: %s", out)
+	}
+	id = b.run(Config{Host: HostConfig{Resources: Resources{NanoCPUs: 500_000_000, PidsLimit: 50, Memory: 64 << 20}}}, "wait")
+	st, err := b.m.Stats(t.Context(), id)
+	if err != nil || st.CPU.System == 0 || st.NumCPU == 0 || st.Pids == 0 {
+		t.Errorf("stats %+v %v", st, err)
+	}
+	if b.m.host.cgroups.has("memory") && st.Memory.Limit != 64<<20 {
+		t.Errorf("memory limit %d", st.Memory.Limit)
+	}
+	if b.m.host.cgroups.has("pids") && st.PidsMax != 50 {
+		t.Errorf("pids limit %d", st.PidsMax)
+	}
+	if _, err := b.m.Update(t.Context(), id, Resources{PidsLimit: 60}, &RestartPolicy{Name: "always"}); err != nil {
+		t.Fatal(err)
+	}
+	if st, _ := b.m.Stats(t.Context(), id); b.m.host.cgroups.has("pids") && st.PidsMax != 60 {
+		t.Errorf("pids limit after update %d", st.PidsMax)
+	}
+	if c, _ := b.m.Get(id); c.Config.Host.Restart.Name != "always" || c.Config.Host.Resources.NanoCPUs != 500_000_000 {
+		t.Errorf("config after update %+v", c.Config.Host)
+	}
+	titles, procs, err := b.m.Top(t.Context(), id, "")
+	if err != nil || len(procs) != 1 || !slices.Contains(titles, "PID") {
+		t.Errorf("top %v %v %v", titles, procs, err)
+	}
+	titles, procs, err = b.m.Top(t.Context(), id, "aux")
+	if err != nil || len(procs) != 1 {
+		t.Errorf("top aux %v %v %v", titles, procs, err)
+	}
+}
+
+func TestCopy(t *testing.T) {
+	b := newBed(t)
+	ctx := t.Context()
+	outside := filepath.Join(b.dir, "outside")
+	if err := os.Mkdir(outside, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Volumes: []string{"/vol"}}
+	for _, running := range []bool{true, false} {
+		t.Run(map[bool]string{true: "running", false: "stopped"}[running], func(t *testing.T) {
+			id := b.create(cfg, "wait")
+			if running {
+				b.start(id)
+				b.ready(id, "ready")
+			}
+			put := func(dir string, o CopyOptions, entries ...*tar.Header) error {
+				return b.m.CopyTo(ctx, id, dir, archiveOf(t, entries...), o)
+			}
+			get := func(name string) map[string]string {
+				t.Helper()
+				r, _, err := b.m.CopyFrom(ctx, id, name)
+				if err != nil {
+					t.Fatalf("copy from %s: %v", name, err)
+				}
+				defer r.Close()
+				return unpack(t, r)
+			}
+			if got := get("/data"); got["data/deep/file"] != "from the image" || got["data/links/abs"] != "-> /etc/passwd" {
+				t.Errorf("/data: %v", got)
+			}
+			if got := get("/data/deep/."); got["./file"] != "from the image" {
+				t.Errorf("/data/deep/.: %v", got)
+			}
+			if got := get("/data/links/abs"); len(got) != 1 || got["abs"] != "-> /etc/passwd" {
+				t.Errorf("a link: %v", got)
+			}
+			st, err := b.m.StatPath(ctx, id, "/data/links/abs")
+			if err != nil || st.LinkTarget != "/etc/passwd" || st.Mode&fs.ModeSymlink == 0 || st.Name != "abs" {
+				t.Errorf("stat %+v %v", st, err)
+			}
+			if _, err := b.m.StatPath(ctx, id, "/no/such"); !fault.Is(err, fault.NotFound) || !strings.HasPrefix(err.Error(), "Could not find the file /no/such in container "+id) {
+				t.Errorf("missing: %v", err)
+			}
+			if _, _, err := b.m.CopyFrom(ctx, id, "/no/such"); !fault.Is(err, fault.NotFound) {
+				t.Errorf("missing: %v", err)
+			}
+
+			if err := put("/vol", CopyOptions{}, dirHeader("sub/"), fileHeader("sub/a", "in the volume")); err != nil {
+				t.Fatal(err)
+			}
+			if got := get("/vol/sub/a"); got["a"] != "in the volume" {
+				t.Errorf("/vol/sub/a: %v", got)
+			}
+			c, _ := b.m.Get(id)
+			if got, err := os.ReadFile(filepath.Join(c.Mounts[0].Source, "sub/a")); string(got) != "in the volume" {
+				t.Errorf("not in the volume: %q %v", got, err)
+			}
+			if err := put("/data", CopyOptions{NoOverwriteDirNonDir: true}, fileHeader("deep", "x")); !fault.Is(err, fault.InvalidArgument) {
+				t.Errorf("a file over a folder: %v", err)
+			}
+			if err := put("/data/deep/file", CopyOptions{}, fileHeader("x", "x")); !fault.Is(err, fault.InvalidArgument) {
+				t.Errorf("into a file: %v", err)
+			}
+			if err := put("/tmp", CopyOptions{}, fileHeader("f", "one"), &tar.Header{Name: "l", Typeflag: tar.TypeLink, Linkname: "f"},
+				&tar.Header{Name: "p", Typeflag: tar.TypeFifo, Mode: 0o600}); err != nil {
+				t.Fatal(err)
+			}
+			if got := get("/tmp/."); got["./f"] != "one" || got["./l"] != "=> ./f" {
+				t.Errorf("/tmp: %v", got)
+			}
+			// Nothing gets out: not by names, not by links that are there, not by links in the archive.
+			err = put("/tmp", CopyOptions{}, fileHeader("../../../../../../../../"+outside+"/1", "evil"),
+				&tar.Header{Name: "esc", Typeflag: tar.TypeSymlink, Linkname: outside}, fileHeader("esc/2", "evil"),
+				&tar.Header{Name: "esc2", Typeflag: tar.TypeSymlink, Linkname: strings.Repeat("../", 20) + outside}, fileHeader("esc2/3", "evil"),
+				&tar.Header{Name: "hard", Typeflag: tar.TypeLink, Linkname: "../../../../../../../etc/shadow"})
+			if left, _ := os.ReadDir(outside); len(left) > 0 {
+				t.Errorf("escaped: %v (%v)", left, err)
+			}
+			if got := get("/data/links/up/."); !strings.Contains(got["./passwd"], "alice") || got["./shadow"] != "" {
+				t.Errorf("a link far up leads to %v", got)
+			}
+			if !running {
+				b.start(id) // and what was copied is there
+				b.ready(id, "ready")
+			}
+			if out, _, _ := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "cat", "/vol/sub/a", "/tmp/f"}}); out != "in the volumeone" {
+				t.Errorf("inside: %q", out)
+			}
+			var all bytes.Buffer
+			if err := b.m.Export(ctx, id, &all); err != nil {
+				t.Fatal(err)
+			}
+			if got := unpack(t, &all); got["tmp/f"] != "one" || got["bin/"] != "dir" {
+				t.Errorf("export has %d entries", len(got))
+			}
+		})
+	}
+}
+
+func fileHeader(name, content string) *tar.Header {
+	return &tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(content)), PAXRecords: map[string]string{"TEST.content": content}}
+}
+
+func dirHeader(name string) *tar.Header {
+	return &tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755}
+}
+
+func archiveOf(t *testing.T, hs ...*tar.Header) io.Reader {
+	t.Helper()
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	for _, h := range hs {
+		content := h.PAXRecords["TEST.content"]
+		h.PAXRecords = nil
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(w, content); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &buf
+}
+
+func unpack(t *testing.T, r io.Reader) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			return out
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch h.Typeflag {
+		case tar.TypeSymlink:
+			out[h.Name] = "-> " + h.Linkname
+		case tar.TypeLink:
+			out[h.Name] = "=> " + h.Linkname
+		case tar.TypeReg:
+			b, err := io.ReadAll(tr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out[h.Name] = string(b)
+		case tar.TypeDir:
+			out[h.Name] = "dir"
+		default:
+			out[h.Name] = "other"
+		}
+	}
+}
+
+func TestConnectChangesHosts(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Hostname: "box"}, "wait")
+	if err := b.m.Connect(t.Context(), id, "other", EndpointConfig{Aliases: []string{"x"}}); err != nil {
+		t.Fatal(err)
+	}
+	c, _ := b.m.Get(id)
+	if e, ok := c.Networks.Endpoints["other"]; !ok || len(e.Config.Aliases) != 1 {
+		t.Errorf("endpoints %+v", c.Networks.Endpoints)
+	}
+	out, _, _ := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "cat", "/etc/hosts"}})
+	if !strings.Contains(out, "172.31.0.2\tbox") {
+		t.Errorf("hosts %q", out)
+	}
+	if err := b.m.Connect(t.Context(), id, "other", EndpointConfig{}); !fault.Is(err, fault.Forbidden) {
+		t.Errorf("again: %v", err)
+	}
+	if err := b.m.Disconnect(t.Context(), id, "other", false); err != nil {
+		t.Fatal(err)
+	}
+	if out, _, _ := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "cat", "/etc/hosts"}}); strings.Contains(out, "172.31.0.2") {
+		t.Errorf("hosts %q", out)
+	}
+	if err := b.m.Disconnect(t.Context(), id, "other", false); !fault.Is(err, fault.Forbidden) {
+		t.Errorf("again: %v", err)
+	}
+}
+
+func TestCommitTakesTheConfiguration(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Env: []string{"A=b"}, ExposedPorts: []Port{{Port: 80, Protocol: "tcp"}}}, "wait")
+	img, err := b.m.Commit(t.Context(), id, image.CommitRequest{Ref: "new:1"}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(img.Config.Env, "A=b") || !slices.Equal(img.Config.Cmd, []string{"wait"}) {
+		t.Errorf("%+v", img.Config)
+	}
+	if _, ok := img.Config.ExposedPorts["80/tcp"]; !ok {
+		t.Errorf("ports %v", img.Config.ExposedPorts)
+	}
+	contains(t, b.actions(id), "pause", "commit", "unpause")
+}
+
+func TestPrune(t *testing.T) {
+	b := newBed(t)
+	up := b.run(Config{}, "wait")
+	down := b.run(Config{}, "exit", "0")
+	b.wait(down, "not-running")
+	kept := b.create(Config{Labels: map[string]string{"keep": ""}})
+	ids, freed, err := b.m.Prune(t.Context(), func(c Container) bool { _, keep := c.Config.Labels["keep"]; return !keep })
+	if err != nil || !slices.Equal(ids, []string{down}) || freed != 10 {
+		t.Errorf("%v %d %v", ids, freed, err)
+	}
+	for _, id := range []string{up, kept} {
+		if _, err := b.m.Get(id); err != nil {
+			t.Error(err)
+		}
+	}
+}
