@@ -1,0 +1,136 @@
+package cloud
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+func testNode() *Node {
+	n := &Node{Spec: NodeSpec{Role: RoleManager, Labels: map[string]string{"rack": "r1", "Zone": "eu"}}}
+	n.ID = "abc"
+	n.Description = NodeDescription{Hostname: "host1", OS: "linux", Architecture: "x86_64", Labels: map[string]string{"disk": "ssd"}}
+	n.Status.Addrs = []netip.Addr{netip.MustParseAddr("10.99.0.1")}
+	return n
+}
+
+func TestConstraints(t *testing.T) {
+	n := testNode()
+	for expr, want := range map[string]bool{
+		"node.id==abc":                  true,
+		"node.id!=abc":                  false,
+		"node.hostname == HOST1":        true,
+		"node.role==manager":            true,
+		"node.role != manager":          false,
+		"node.platform.os==linux":       true,
+		"node.platform.arch==amd64":     true,
+		"node.platform.arch==x86_64":    true,
+		"node.platform.arch!=arm64":     true,
+		"node.ip==10.99.0.1":            true,
+		"node.ip==10.99.0.0/24":         true,
+		"node.ip!=10.99.0.0/24":         false,
+		"node.ip==10.98.0.1":            false,
+		"node.labels.rack==r1":          true,
+		"node.labels.rack!=r1":          false,
+		"node.labels.missing!=r1":       true,
+		"node.labels.Zone==eu":          true,
+		"engine.labels.disk==ssd":       true,
+		"engine.labels.disk==hdd":       false,
+		"node.colour==red":              false,
+		"node.colour!=red":              false,
+		"node.labels.rack==with spaces": false,
+	} {
+		c, err := ParseConstraints([]string{expr})
+		if err != nil {
+			t.Errorf("%s: %v", expr, err)
+			continue
+		}
+		if got := n.Satisfies(c); got != want {
+			t.Errorf("%s: %t, want %t", expr, got, want)
+		}
+	}
+}
+
+func TestBadConstraints(t *testing.T) {
+	for expr, want := range map[string]string{
+		"node.id":              "constraint expected one operator from ==, !=: got 'node.id'",
+		"node.id=abc":          "constraint expected one operator from ==, !=: got 'node.id=abc'",
+		"==abc":                "key '' is invalid",
+		"1node==abc":           "key '1node' is invalid",
+		"node.id==":            "value '' is invalid",
+		"node.id==a;b":         "value 'a;b' is invalid",
+		"node.id==a==b":        "value 'a==b' is invalid",
+		"node.labels.x=!=a":    "key 'node.labels.x=' is invalid",
+		"node.labels.x y z==a": "key 'node.labels.x y z' is invalid",
+	} {
+		_, err := ParseConstraints([]string{expr})
+		if err == nil || err.Error() != want || !fault.Is(err, fault.InvalidArgument) {
+			t.Errorf("%s: %v, want %s", expr, err, want)
+		}
+	}
+}
+
+func FuzzParseConstraints(f *testing.F) {
+	for _, s := range []string{"node.role==manager", "node.labels.a != b", "engine.labels.x==[a-z]*", "==", "!=", "a!==b", "node.ip==10.0.0.0/8", "node.ip==::1"} {
+		f.Add(s)
+	}
+	n := testNode()
+	f.Fuzz(func(t *testing.T, expr string) {
+		cs, err := ParseConstraints([]string{expr})
+		if err != nil {
+			return
+		}
+		again, err := ParseConstraints([]string{cs[0].String()})
+		if err != nil || again[0] != cs[0] {
+			t.Errorf("%q is parsed as %q, which is parsed as %q (%v)", expr, cs, again, err)
+		}
+		n.Satisfies(cs) // does not panic
+	})
+}
+
+func TestTemplates(t *testing.T) {
+	c := new(TemplateContext)
+	c.Service.Name, c.Node.Hostname, c.Task.Slot = "web", "host1", "3"
+	c.Service.Labels = map[string]string{"team": "a"}
+	spec := ContainerSpec{
+		Env:      []string{"NAME={{.Service.Name}}-{{.Task.Slot}}", "PLAIN={", "EMPTY"},
+		Hostname: "{{.Node.Hostname}}", Mounts: []Mount{{Source: "vol-{{.Task.Slot}}", Target: "/data/{{.Service.Labels.team}}"}},
+	}
+	got, err := spec.ExpandTemplates(c)
+	if err != nil || got.Env[0] != "NAME=web-3" || got.Env[1] != "PLAIN={" || got.Env[2] != "EMPTY" || got.Hostname != "host1" ||
+		got.Mounts[0].Source != "vol-3" || got.Mounts[0].Target != "/data/a" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if spec.Env[0] != "NAME={{.Service.Name}}-{{.Task.Slot}}" {
+		t.Error("the specification itself was changed")
+	}
+	for _, bad := range []string{"{{.Service", "{{.Nothing}}", "{{.Service.Labels.none}}", "{{template \"x\"}}"} {
+		if _, err := c.Expand(bad); !fault.Is(err, fault.InvalidArgument) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+func TestTaskSpecEqual(t *testing.T) {
+	second := time.Second
+	a := TaskSpec{Container: ContainerSpec{Image: "x", Env: []string{"A=1"}, StopGracePeriod: &second, Health: &HealthConfig{Test: []string{}}}}
+	b := a
+	twin := time.Second
+	b.Container.StopGracePeriod, b.Container.Health = &twin, &HealthConfig{}
+	b.Container.Labels, b.Container.PullAuth = map[string]string{}, "secret"
+	b.Placement.Constraints = []string{"node.role==worker"}
+	if !a.Equal(&b) {
+		t.Error("alike but for what makes no difference to a running task, and not equal")
+	}
+	b.ForceUpdate = 1
+	if a.Equal(&b) {
+		t.Error("a forced update makes no difference")
+	}
+	b = a
+	b.Container.Env = []string{"A=2"}
+	if a.Equal(&b) {
+		t.Error("another environment makes no difference")
+	}
+}
