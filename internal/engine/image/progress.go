@@ -42,8 +42,9 @@ func (m *meter) set(n int64) {
 }
 
 func (m *meter) report(n int64) {
+	began := m.line.Current == 0 && n > 0 // worth a line at once: who waits sees that something comes
 	m.line.Current = n
-	if now := time.Now(); now.Sub(m.last) >= progressEvery {
+	if now := time.Now(); began || now.Sub(m.last) >= progressEvery {
 		m.last = now
 		m.emit(m.line)
 	}

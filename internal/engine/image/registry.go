@@ -161,9 +161,21 @@ func (r *registries) resolver(ctx context.Context, named reference.Named, auth A
 func (r *registries) client(ctx context.Context, host string) *http.Client {
 	if r.isInsecure(ctx, host) {
 		// HTTPS first, without looking at the certificate, and plain HTTP if nobody speaks TLS there: as Docker does.
-		return &http.Client{Transport: docker.NewHTTPFallback(r.insecure)}
+		return &http.Client{Transport: docker.NewHTTPFallback(r.insecure), CheckRedirect: redirect}
 	}
-	return &http.Client{Transport: r.secure}
+	return &http.Client{Transport: r.secure, CheckRedirect: redirect}
+}
+
+// redirect follows a registry to where it keeps its blobs, without the credentials unless that is the registry itself.
+// net/http by itself would also show them to other ports of the host and to hosts below its domain.
+func redirect(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("the registry redirects in a circle: stopped after 10 redirects")
+	}
+	if req.URL.Host != via[0].URL.Host {
+		req.Header.Del("Authorization")
+	}
+	return nil
 }
 
 func authorizer(client *http.Client, host string, a Auth) docker.Authorizer {

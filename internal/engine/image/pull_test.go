@@ -1,0 +1,429 @@
+package image
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/testhost/testimage"
+)
+
+const big = 300 << 10 // blobs from here on are layers that faults apply to
+
+func noise(n int, seed uint64) []byte {
+	r := rand.New(rand.NewPCG(seed, 1))
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(r.Uint32())
+	}
+	return b
+}
+
+func registry(t testing.TB) *testimage.Server {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	r, err := testimage.Registry(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+// pushed puts an image with two big layers into the registry and returns its name and ID.
+func pushed(t testing.TB, r *testimage.Server) (ref, id string) {
+	t.Helper()
+	s := open(t)
+	ref = r.Host + "/team/app:1"
+	img := load(t, s, testimage.Spec{
+		Tags:   []string{ref},
+		Files:  map[string]testimage.File{"/a": {Data: noise(2*big, 1)}},
+		Layers: []map[string]testimage.File{{"/b": {Data: noise(3*big, 2)}}},
+	})[0]
+	if err := s.Push(t.Context(), ref, Auth{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	r.Forget()
+	return ref, img.ID
+}
+
+func TestPullShowsWhatDockerShows(t *testing.T) {
+	r := registry(t)
+	ref, id := pushed(t, r)
+	s := open(t)
+	var lines []string
+	record := func(p Progress) { lines = append(lines, p.Status) }
+	img, err := s.Pull(t.Context(), ref, "", Auth{}, record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.ID != id {
+		t.Errorf("ID %s, want %s", img.ID, id)
+	}
+	if len(img.RepoDigests) != 1 || !strings.HasPrefix(img.RepoDigests[0], r.Host+"/team/app@sha256:") {
+		t.Errorf("RepoDigests %v", img.RepoDigests)
+	}
+	for _, want := range []string{"Pulling from team/app", "Pulling fs layer", "Downloading", "Download complete", "Extracting", "Pull complete",
+		"Digest: " + img.Target.Digest.String(), "Status: Downloaded newer image for " + ref} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no line %q in %q", want, lines)
+		}
+	}
+	lines = nil
+	if _, err := s.Pull(t.Context(), ref, "", Auth{}, record); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"Already exists", "Status: Image is up to date for " + ref} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("second pull: no line %q in %q", want, lines)
+		}
+	}
+	// By digest, and what it is called then.
+	byDigest, err := s.Pull(t.Context(), img.RepoDigests[0], "", Auth{}, nil)
+	if err != nil || byDigest.ID != id {
+		t.Errorf("pull by digest: %s, %v", byDigest.ID, err)
+	}
+	got := rootfsOf(t, s, "c", id)
+	if b := read(t, filepath.Join(got.Path, "b")); b != string(noise(3*big, 2)) {
+		t.Error("the file of the second layer is not what was pushed")
+	}
+}
+
+func TestPullThroughFaults(t *testing.T) {
+	for name, c := range map[string]struct {
+		faults testimage.Faults
+		auth   Auth
+		check  func(t *testing.T, seen []testimage.Request)
+	}{
+		"token for anybody": {faults: testimage.Faults{Bearer: true}, check: func(t *testing.T, seen []testimage.Request) {
+			if !slices.ContainsFunc(seen, func(r testimage.Request) bool { return strings.HasPrefix(r.Authorization, "Bearer ") }) {
+				t.Error("no request with a token")
+			}
+		}},
+		"token for a user": {faults: testimage.Faults{Bearer: true, User: "u", Password: "p"}, auth: Auth{Username: "u", Password: "p"}},
+		"basic":            {faults: testimage.Faults{Basic: true, User: "u", Password: "p"}, auth: Auth{Username: "u", Password: "p"}},
+		"redirect": {faults: testimage.Faults{Bearer: true, Redirect: true}, check: func(t *testing.T, seen []testimage.Request) {
+			for _, r := range seen {
+				if r.Redirected && r.Authorization != "" {
+					t.Error("credentials went to the host the registry redirected to")
+				}
+			}
+			if !slices.ContainsFunc(seen, func(r testimage.Request) bool { return r.Redirected }) {
+				t.Error("no request was redirected")
+			}
+		}},
+		"cut":                          {faults: testimage.Faults{Cut: 3, CutFrom: big}, check: resumed},
+		"cut, redirected, with tokens": {faults: testimage.Faults{Cut: 2, CutFrom: big, Redirect: true, Bearer: true}, check: resumed},
+		"cut, no ranges":               {faults: testimage.Faults{Cut: 1, CutFrom: big, NoRange: true}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := registry(t)
+			ref, id := pushed(t, r)
+			r.Set(c.faults)
+			s := open(t)
+			img, err := s.Pull(t.Context(), ref, "", c.auth, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if img.ID != id {
+				t.Errorf("ID %s, want %s", img.ID, id)
+			}
+			if c.check != nil {
+				c.check(t, r.Requests())
+			}
+		})
+	}
+}
+
+// resumed checks that a download went on in the middle.
+func resumed(t *testing.T, seen []testimage.Request) {
+	for _, r := range seen {
+		if strings.HasPrefix(r.Range, "bytes=") && !strings.HasPrefix(r.Range, "bytes=0-") {
+			return
+		}
+	}
+	t.Error("no request asked for the rest of a blob")
+}
+
+func TestPullErrorsSayWhatDockerSays(t *testing.T) {
+	r := registry(t)
+	ref, _ := pushed(t, r)
+	s := open(t)
+	pull := func(ref, platform string, auth Auth) error {
+		_, err := s.Pull(t.Context(), ref, platform, auth, nil)
+		return err
+	}
+	wantKind(t, pull(r.Host+"/team/app:2", "", Auth{}), fault.NotFound, "manifest for "+r.Host+"/team/app:2 not found: manifest unknown")
+	wantKind(t, pull(r.Host+"/nobody/x:1", "", Auth{}), fault.NotFound, "not found")
+	wantKind(t, pull("UPPER", "", Auth{}), fault.InvalidArgument, "invalid reference format")
+	wantKind(t, pull(ref, "not/a/plat/form", Auth{}), fault.InvalidArgument, "platform")
+	wantKind(t, pull(ref, "linux/s390x", Auth{}), fault.NotFound, "does not match the specified platform")
+	r.Set(testimage.Faults{Bearer: true, User: "u", Password: "p"})
+	wantKind(t, pull(ref, "", Auth{Username: "u", Password: "wrong"}), fault.NotFound, "pull access denied for "+r.Host+"/team/app, repository does not exist or may require 'docker login'")
+	wantKind(t, pull(ref, "", Auth{}), fault.NotFound, "pull access denied")
+	r.Set(testimage.Faults{Fail: 502})
+	wantKind(t, pull(ref, "", Auth{}), fault.Unavailable, "registry "+r.Host)
+	r.Close()
+	wantKind(t, pull(ref, "", Auth{}), fault.Unavailable, "registry "+r.Host)
+	if l, _ := s.List(t.Context()); len(l) != 0 {
+		t.Errorf("images after failed pulls: %v", l)
+	}
+}
+
+func TestPullRefusesWrongBytes(t *testing.T) {
+	r := registry(t)
+	ref, _ := pushed(t, r)
+	r.Set(testimage.Faults{Corrupt: 100, CorruptFrom: big})
+	s := open(t)
+	_, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
+	wantKind(t, err, fault.InvalidArgument, "filesystem layer verification failed for digest sha256:")
+	if _, err := s.Get(t.Context(), ref); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the image is there: %v", err)
+	}
+	// Nothing of the bad bytes spoils a later pull.
+	r.Set(testimage.Faults{})
+	if _, err := s.Pull(t.Context(), ref, "", Auth{}, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestConcurrentPullsFetchABlobOnce(t *testing.T) {
+	r := registry(t)
+	ref, id := pushed(t, r)
+	s := open(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			if img, err := s.Pull(t.Context(), ref, "", Auth{}, nil); err != nil || img.ID != id {
+				t.Errorf("%s, %v", img.ID, err)
+			}
+		})
+	}
+	wg.Wait()
+	times := map[string]int{}
+	for _, q := range r.Requests() {
+		if q.Method == "GET" && strings.Contains(q.Path, "/blobs/") {
+			times[q.Path]++
+		}
+	}
+	for path, n := range times {
+		if n > 1 {
+			t.Errorf("%s was fetched %d times", path, n)
+		}
+	}
+}
+
+func TestCancelledPullGoesOnLater(t *testing.T) {
+	r := registry(t)
+	ref, id := pushed(t, r)
+	r.Set(testimage.Faults{Hold: make(chan struct{}), HoldFrom: big})
+	s := open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	half := make(chan struct{})
+	var once sync.Once
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Pull(ctx, ref, "", Auth{}, func(p Progress) {
+			if p.Status == "Downloading" && p.Current > 0 {
+				once.Do(func() { close(half) })
+			}
+		})
+		done <- err
+	}()
+	select {
+	case <-half:
+	case <-time.After(20 * time.Second):
+		t.Fatal("no bytes came")
+	}
+	cancel()
+	if err := <-done; !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled pull: %v", err)
+	}
+	if err := s.GC(t.Context()); err != nil { // keeps what the pull's lease still holds
+		t.Fatal(err)
+	}
+	r.Set(testimage.Faults{})
+	r.Forget()
+	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
+	if err != nil || img.ID != id {
+		t.Fatalf("%s, %v", img.ID, err)
+	}
+	resumed(t, r.Requests())
+}
+
+func TestPullFromAMirror(t *testing.T) {
+	r := registry(t)
+	s := open(t)
+	// The mirror has it under the path that docker.io has it.
+	img := load(t, s, plain(r.Host+"/library/mirrored:1"))[0]
+	if err := s.Push(t.Context(), r.Host+"/library/mirrored:1", Auth{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	other := openAt(t, Config{Root: tempRoot(t), Mirrors: []string{"http://" + r.Host}})
+	got, err := other.Pull(t.Context(), "mirrored:1", "", Auth{Username: "u", Password: "secret"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.ID != img.ID || !slices.Equal(got.RepoTags, []string{"mirrored:1"}) {
+		t.Errorf("%s %v", got.ID, got.RepoTags)
+	}
+	for _, q := range r.Requests() {
+		if strings.HasPrefix(q.Authorization, "Basic") {
+			t.Error("the mirror was shown docker.io's credentials")
+		}
+	}
+}
+
+func TestPush(t *testing.T) {
+	r := registry(t)
+	s := open(t)
+	load(t, s, plain(r.Host+"/p/x:1", r.Host+"/p/x:2"))
+	wantKind(t, s.Push(t.Context(), r.Host+"/p/y", Auth{}, nil), fault.NotFound, "An image does not exist locally with the tag: "+r.Host+"/p/y")
+	r.Set(testimage.Faults{Bearer: true, User: "u", Password: "p"})
+	wantKind(t, s.Push(t.Context(), r.Host+"/p/x:1", Auth{}, nil), fault.Forbidden, "push access denied for "+r.Host+"/p/x")
+	var lines []string
+	var aux []Pushed
+	record := func(p Progress) {
+		lines = append(lines, p.Status)
+		if a, ok := p.Aux.(Pushed); ok {
+			aux = append(aux, a)
+		}
+	}
+	auth := Auth{Username: "u", Password: "p"}
+	if err := s.Push(t.Context(), r.Host+"/p/x:1", auth, record); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"The push refers to repository [" + r.Host + "/p/x]", "Preparing", "Pushed"} {
+		if !slices.Contains(lines, want) {
+			t.Errorf("no line %q in %q", want, lines)
+		}
+	}
+	if len(aux) != 1 || aux[0].Tag != "1" || !strings.HasPrefix(aux[0].Digest, "sha256:") {
+		t.Errorf("aux %+v", aux)
+	}
+	lines = nil
+	// Without a tag: all of them; the layers are there.
+	if err := s.Push(t.Context(), r.Host+"/p/x", auth, record); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(lines, "Layer already exists") || len(aux) != 3 {
+		t.Errorf("lines %q, aux %+v", lines, aux)
+	}
+	other := open(t)
+	if _, err := other.Pull(t.Context(), r.Host+"/p/x:2", "", auth, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestInsecureRegistries(t *testing.T) {
+	r, err := newRegistries(Config{Insecure: []string{"reg.example", "Other.example:5000", "10.1.0.0/16", "192.0.2.7", "fd00::/8"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for host, want := range map[string]bool{
+		"reg.example": true, "reg.example:80": true, "other.example:5000": true, "other.example:5001": false,
+		"10.1.2.3": true, "10.1.2.3:5000": true, "10.2.0.1": false, "192.0.2.7:1": true, "192.0.2.8": false, "[fd00::1]:5000": true, "[2001:db8::1]:5000": false,
+		"localhost": true, "localhost:5000": true, "127.0.0.1:5000": true, "127.9.9.9": true, "[::1]:5000": true,
+	} {
+		if got := r.isInsecure(t.Context(), host); got != want {
+			t.Errorf("%s: insecure %v, want %v", host, got, want)
+		}
+	}
+	for _, bad := range []Config{{Insecure: []string{"http://x"}}, {Insecure: []string{""}}, {Mirrors: []string{"x"}}, {Mirrors: []string{"ftp://x"}}, {Mirrors: []string{"http://u:p@x"}}} {
+		if _, err := newRegistries(bad); !fault.Is(err, fault.InvalidArgument) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+const crashRoot = "SAMPAN_IMAGE_TEST_CRASH_ROOT"
+
+// TestCrashHelper is the process that TestCrashMidPull kills; by itself it does nothing.
+func TestCrashHelper(t *testing.T) {
+	root := os.Getenv(crashRoot)
+	if root == "" {
+		t.Skip("runs inside TestCrashMidPull")
+	}
+	s, err := Open(Config{Root: root})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = s.Pull(t.Context(), os.Getenv("SAMPAN_IMAGE_TEST_REF"), "", Auth{}, func(p Progress) {
+		if p.Status == "Downloading" && p.Current > 0 {
+			fmt.Println("DOWNLOADING")
+		}
+	})
+	t.Fatalf("the pull ended: %v", err)
+}
+
+func TestCrashMidPull(t *testing.T) {
+	r := registry(t)
+	ref, id := pushed(t, r)
+	r.Set(testimage.Faults{Hold: make(chan struct{}), HoldFrom: big})
+	root := tempRoot(t)
+	cmd := exec.Command(os.Args[0], "-test.run=^TestCrashHelper$", "-test.v")
+	cmd.Env = append(os.Environ(), crashRoot+"="+root, "SAMPAN_IMAGE_TEST_REF="+ref)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var seen bytes.Buffer
+	buf := make([]byte, 4096)
+	for !strings.Contains(seen.String(), "DOWNLOADING") {
+		n, err := out.Read(buf)
+		seen.Write(buf[:n])
+		if err != nil {
+			t.Fatalf("%v: %s", err, seen.String())
+		}
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+
+	s := openAt(t, Config{Root: root})
+	if l, _ := s.List(t.Context()); len(l) != 0 {
+		t.Errorf("half an image is listed: %v", l)
+	}
+	if m, _ := filepath.Glob(filepath.Join(root, "content/ingest/*")); len(m) == 0 {
+		t.Fatal("the crash left no partial download: the test shows nothing")
+	}
+	r.Set(testimage.Faults{})
+	r.Forget()
+	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
+	if err != nil || img.ID != id {
+		t.Fatalf("%s, %v", img.ID, err)
+	}
+	resumed(t, r.Requests())
+	// Once the dead process' lease is over, nothing but the image is left, and nothing at all once that goes.
+	ctx := s.ns(t.Context())
+	leases, err := s.leases().List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(leases) != 1 || leases[0].Labels["containerd.io/gc.expire"] == "" {
+		t.Fatalf("leases %v, want the dead process' with an expiry", leases)
+	}
+	if err := s.leases().Delete(ctx, leases[0]); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Remove(t.Context(), ref, false, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	wantNothing(t, s)
+}
