@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -164,14 +165,21 @@ func (b *bed) close() {
 		b.t.Errorf("mount left: %s", mi)
 		_ = unix.Unmount(mi, unix.MNT_DETACH)
 	}
-	for _, mp := range findHierarchy("/proc/self/mountinfo").v1 {
-		_ = filepath.WalkDir(filepath.Join(mp, b.cgroup), func(p string, d os.DirEntry, err error) error {
+	// The keeper and the runtime make the parent in every hierarchy there is, named ones too.
+	parents, _ := filepath.Glob("/sys/fs/cgroup/*" + b.cgroup)
+	for _, p := range append(parents, "/sys/fs/cgroup"+b.cgroup) {
+		var dirs []string
+		_ = filepath.WalkDir(p, func(dir string, d os.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
-				defer os.Remove(p)
+				dirs = append(dirs, dir)
 			}
 			return nil
 		})
-		_ = os.Remove(filepath.Join(mp, b.cgroup))
+		for _, dir := range slices.Backward(dirs) {
+			if err := os.Remove(dir); err != nil {
+				b.t.Errorf("group left: %v", err)
+			}
+		}
 	}
 	if err := os.RemoveAll(b.dir); err != nil {
 		b.t.Error(err)
