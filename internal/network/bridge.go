@@ -238,7 +238,16 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 	}
 	defer h.Close()
 	if _, err := link.Get(h, ep.Interface); err == nil {
-		return nil // attached already
+		outer, err := link.Get(d.nl, hostLink(ep.ID)) // attached already
+		if err != nil {
+			return err
+		}
+		if outer.Attrs().MasterIndex != bridge {
+			if err := link.Join(d.nl, outer.Attrs().Name, bridge); err != nil {
+				return err
+			}
+		}
+		return d.setPort(n, outer)
 	}
 	u := undo.New()
 	defer func() { _ = u.Run() }()
@@ -254,15 +263,8 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 	if err != nil {
 		return err
 	}
-	if n.option(optICC) {
-		// Where br_netfilter is loaded, a container that asks for a port that it has published itself is translated on
-		// the bridge already, and must get its packet back by the port that it came from.
-		err = d.nl.LinkSetHairpin(outer, true)
-	} else {
-		err = d.nl.LinkSetIsolated(outer, true)
-	}
-	if err != nil {
-		return fmt.Errorf("set bridge port %s: %w", name, err)
+	if err := d.setPort(n, outer); err != nil {
+		return err
 	}
 	if err := d.nl.LinkSetUp(outer); err != nil {
 		return fmt.Errorf("set up %s: %w", name, err)
@@ -285,6 +287,33 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 		return fmt.Errorf("set up %s: %w", ep.Interface, err)
 	}
 	u.Done()
+	return nil
+}
+
+// setPort says how the bridge treats an endpoint's port.
+//
+// With br_netfilter (loaded by Docker and Kubernetes, and then on for every bridge) packets between two ports pass the
+// host's firewall, which then keeps containers apart where they are to be; and a container that asks for a port that it
+// has published itself is translated on the bridge already, and must get its packet back by the port that it came from.
+// Without it nothing between two ports is seen by the firewall, and the bridge has to keep them apart.
+func (d *bridgeDriver) setPort(n *Network, port netlink.Link) error {
+	icc, filtered := n.option(optICC), true
+	err := d.host.Do(func() error {
+		for _, k := range []string{"net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"} {
+			v, err := netns.ReadSysctl(k)
+			filtered = filtered && err == nil && v == "1"
+		}
+		return nil
+	})
+	if err == nil {
+		err = d.nl.LinkSetIsolated(port, !icc && !filtered)
+	}
+	if err == nil {
+		err = d.nl.LinkSetHairpin(port, icc || filtered)
+	}
+	if err != nil {
+		return fmt.Errorf("set bridge port %s: %w", port.Attrs().Name, err)
+	}
 	return nil
 }
 

@@ -40,8 +40,9 @@ func (m *Manager) redirect(sb *sandbox, ns *netns.NS) error {
 	rule := func(p nft.Proto) nft.Rule {
 		return nft.Join(nft.Is(nft.DstIP4, dnsAddr), nft.Is(nft.L4Proto, p), nft.Is(nft.DstPort, nft.Port(53)), nft.DNAT(dnsAddr, port))
 	}
+	// Added, not replaced: a transaction that deletes waits for the kernel some 10 ms, and there is nothing to delete.
 	err := nft.Open(ns.FD()).Do(func(tx *nft.Tx) error {
-		tx.Replace(dnsTable, nft.Content{Chains: []nft.Chain{{Name: "output", Type: nft.TypeNAT, Hook: nft.Output,
+		tx.Add(dnsTable, nft.Content{Chains: []nft.Chain{{Name: "output", Type: nft.TypeNAT, Hook: nft.Output,
 			Priority: nft.PriorityDNAT - 5, Rules: []nft.Rule{rule(nft.UDP), rule(nft.TCP)}}}})
 		return nil
 	})

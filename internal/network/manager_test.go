@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -50,7 +52,7 @@ func (s *served) SetNames(_ context.Context, t keeper.NameTable) error {
 
 // site is a host with a manager, in a lab.
 type site struct {
-	t     *testing.T
+	t     testing.TB
 	lab   *nettest.Lab
 	host  *nettest.Space
 	names *served
@@ -58,7 +60,7 @@ type site struct {
 	m     *Manager
 }
 
-func newSite(t *testing.T, edit ...func(*Config)) *site {
+func newSite(t testing.TB, edit ...func(*Config)) *site {
 	t.Helper()
 	lab := nettest.New(t)
 	s := &site{t: t, lab: lab, host: lab.Host("host"), names: &served{Server: nameserver.New(nil)}}
@@ -83,11 +85,11 @@ func newSite(t *testing.T, edit ...func(*Config)) *site {
 	return s
 }
 
-func testLog(t *testing.T) *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(writer{t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
 }
 
-type writer struct{ t *testing.T }
+type writer struct{ t testing.TB }
 
 func (w writer) Write(b []byte) (int, error) {
 	w.t.Logf("%s", strings.TrimSpace(string(b)))
@@ -178,6 +180,7 @@ func fullID(name string) string { return fmt.Sprintf("%x", sha256.Sum256([]byte(
 func hostport(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 
 func TestTwoSandboxesOnTheDefaultBridge(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	a, b := s.attach(on("a", "bridge")), s.attach(on("b", "bridge"))
 	if got := a.Endpoints[0].IPv4.String(); got != "172.17.0.2/16" {
@@ -212,6 +215,7 @@ func TestTwoSandboxesOnTheDefaultBridge(t *testing.T) {
 }
 
 func TestMasqueradeAndWhatIsNotPublished(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	outside := s.lab.Host("outside")
 	outside.Serve(80)
@@ -235,6 +239,7 @@ func TestMasqueradeAndWhatIsNotPublished(t *testing.T) {
 func TestPublishedPort(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
+			t.Parallel()
 			s := newSite(t)
 			outside := s.lab.Host("outside")
 			s.create(Spec{Name: "app"})
@@ -274,6 +279,7 @@ func TestPublishedPort(t *testing.T) {
 }
 
 func TestPublishedOnLoopbackOnly(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	outside := s.lab.Host("outside")
 	spec := on("web", "bridge")
@@ -298,6 +304,7 @@ func TestPublishedOnLoopbackOnly(t *testing.T) {
 }
 
 func TestHostLoopbackIsClosedToContainers(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.host.Serve(9000)
 	a := s.attach(on("a", "bridge"))
@@ -309,6 +316,7 @@ func TestHostLoopbackIsClosedToContainers(t *testing.T) {
 }
 
 func TestPortsAreTakenOnce(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	bind := func(name string, pbs ...PortBinding) error {
 		spec := on(name, "bridge")
@@ -367,6 +375,7 @@ func TestPortsAreTakenOnce(t *testing.T) {
 }
 
 func TestIPv6(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	outside := s.lab.Host("outside")
 	s.host.AddAddr("eth0", netip.MustParsePrefix("fd99::1/64"))
@@ -409,6 +418,7 @@ func TestIPv6(t *testing.T) {
 }
 
 func TestSpecsAreRefused(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	p := netip.MustParsePrefix
 	ipam := func(c cloud.IPAMConfig) []cloud.IPAMConfig { return []cloud.IPAMConfig{c} }
@@ -465,6 +475,7 @@ func TestSpecsAreRefused(t *testing.T) {
 }
 
 func TestSubnetsStayOffTheHostsRoutes(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, func(c *Config) {
 		c.Pools = []Pool{{netip.MustParsePrefix("10.99.0.0/16"), 24}}
 	})
@@ -475,6 +486,7 @@ func TestSubnetsStayOffTheHostsRoutes(t *testing.T) {
 }
 
 func TestStaticAddressAndMACAreUsedAndFreed(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.create(Spec{Name: "app", IPAM: []cloud.IPAMConfig{{Subnet: netip.MustParsePrefix("10.5.0.0/24"), Range: netip.MustParsePrefix("10.5.0.128/25"),
 		Gateway: netip.MustParseAddr("10.5.0.254"), Aux: map[string]netip.Addr{"printer": netip.MustParseAddr("10.5.0.128")}}}})
@@ -498,17 +510,36 @@ func TestStaticAddressAndMACAreUsedAndFreed(t *testing.T) {
 }
 
 func TestICCAndInternal(t *testing.T) {
+	t.Parallel()
+	for _, filter := range []string{"0", "1"} {
+		t.Run("br_netfilter "+filter, func(t *testing.T) {
+			t.Parallel()
+			testICCAndInternal(t, filter)
+		})
+	}
+}
+
+func testICCAndInternal(t *testing.T, filter string) {
 	s := newSite(t)
+	if err := s.host.Sysctl(map[string]string{"net.bridge.bridge-nf-call-iptables": filter, "net.bridge.bridge-nf-call-ip6tables": filter}); err != nil && filter == "1" {
+		t.Skip("br_netfilter is not there")
+	}
 	outside := s.lab.Host("outside")
 	outside.Serve(80)
 	s.create(Spec{Name: "apart", Options: map[string]string{optICC: "false"}})
 	s.create(Spec{Name: "inner", Internal: true})
-	a, b := s.attach(on("a", "apart")), s.attach(on("b", "apart"))
+	public := on("public", "apart")
+	public.Ports = []PortBinding{{Protocol: "tcp", Port: 80, HostPort: 8081}}
+	a, b, p := s.attach(on("a", "apart")), s.attach(on("b", "apart")), s.attach(public)
+	p.Serve(80)
 	if err := a.Ping(b.addr(0)); err == nil {
 		t.Error("containers reach each other with ICC off")
 	}
 	if got, _ := a.MustAsk("tcp", hostport(outside.Addr, 80)); got != "outside" {
 		t.Errorf("with ICC off: %s", got)
+	}
+	if got, _ := a.MustAsk("tcp", hostport(s.host.Addr, 8081)); got != "public" {
+		t.Errorf("a published port with ICC off: %s", got)
 	}
 	spec := on("i", "inner")
 	spec.Ports = []PortBinding{{Protocol: "tcp", Port: 80, HostPort: 8080}}
@@ -530,6 +561,7 @@ func TestICCAndInternal(t *testing.T) {
 }
 
 func TestModesWithoutABridge(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	h, err := s.m.Attach(t.Context(), on("h", "host"))
 	if err != nil || h.NetNS != "" || len(h.Endpoints) != 1 {
@@ -541,6 +573,12 @@ func TestModesWithoutABridge(t *testing.T) {
 			t.Errorf("links of a sandbox without network: %v", got)
 		}
 	}
+	if _, err := s.m.Connect(t.Context(), fullID("n"), EndpointSpec{Network: "bridge"}); !fault.Is(err, fault.InvalidArgument) {
+		t.Errorf("connect a sandbox on none: %v", err)
+	}
+	if _, err := s.m.Connect(t.Context(), fullID("h"), EndpointSpec{Network: "bridge"}); !fault.Is(err, fault.InvalidArgument) {
+		t.Errorf("connect a sandbox on host: %v", err)
+	}
 	n, _ := s.m.Get("host")
 	if len(n.Members) != 1 || n.Spec.Driver != "host" {
 		t.Errorf("%+v", n)
@@ -548,6 +586,7 @@ func TestModesWithoutABridge(t *testing.T) {
 }
 
 func TestConnectAndDisconnectLive(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	outside := s.lab.Host("outside")
 	outside.Serve(80)
@@ -603,6 +642,7 @@ func TestConnectAndDisconnectLive(t *testing.T) {
 }
 
 func TestRestartKeepsAddressesConnectionsAndPorts(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	outside := s.lab.Host("outside")
 	s.create(Spec{Name: "app"})
@@ -656,6 +696,7 @@ func TestRestartKeepsAddressesConnectionsAndPorts(t *testing.T) {
 }
 
 func TestLeftoversOfAKilledDaemonGo(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	if err := s.m.Close(); err != nil {
 		t.Fatal(err)
@@ -679,6 +720,35 @@ func TestLeftoversOfAKilledDaemonGo(t *testing.T) {
 	_ = ns.Close()
 	s.start()
 	s.noLeaksButSpares()
+}
+
+func TestBridgeThatSomebodyDeletedIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	n := s.create(Spec{Name: "app"})
+	spec := on("web", "app")
+	spec.Ports = []PortBinding{{Protocol: "tcp", Port: 80, HostPort: 8080}}
+	web, client := s.attach(spec), s.attach(on("client", "app"))
+	web.Serve(80)
+	if err := s.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h, err := s.host.Netlink()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if err := errors.Join(link.Del(h, n.Link), link.Del(h, hostLink(web.Endpoints[0].ID)),
+		nft.Open(s.host.FD()).Do(func(tx *nft.Tx) error { tx.Delete(hostTable); return nil })); err != nil {
+		t.Fatal(err)
+	}
+	s.start()
+	if got, _ := client.MustAsk("tcp", hostport(web.addr(0), 80)); got != "web" {
+		t.Error(got)
+	}
+	if got, _ := s.host.MustAsk("tcp", "127.0.0.1:8080"); got != "web" {
+		t.Error(got)
+	}
 }
 
 // noLeaksButSpares is noLeaks for a manager that runs.
@@ -811,6 +881,7 @@ func (s *site) state() string {
 }
 
 func TestNothingOfOthersIsTouched(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	theirs := nft.Table{Family: nft.IP4, Name: "theirs"}
 	rules := nft.Chain{Name: "forward", Type: nft.TypeFilter, Hook: nft.Forward, Rules: []nft.Rule{nft.Join(nft.Count(), nft.Accept())}}
@@ -831,6 +902,7 @@ func TestNothingOfOthersIsTouched(t *testing.T) {
 }
 
 func TestRemovedNetworkIsGone(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	n := s.create(Spec{Name: "app"})
 	s.attach(on("a", "app"))
@@ -854,6 +926,7 @@ func TestRemovedNetworkIsGone(t *testing.T) {
 }
 
 func TestManyAtOnce(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.create(Spec{Name: "app"})
 	var wg sync.WaitGroup
@@ -957,6 +1030,7 @@ func ask(t *testing.T, b *testBox, network, kind, name string) dnsmessage.Messag
 }
 
 func TestNamesOfUserDefinedNetworks(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	outside := s.lab.Host("outside")
 	upstream(t, outside)
@@ -1038,6 +1112,7 @@ func upstream(t *testing.T, at *nettest.Space) {
 }
 
 func TestPort53IsTheContainersOwn(t *testing.T) {
+	t.Parallel()
 	s := newSite(t)
 	s.create(Spec{Name: "app"})
 	a, b := s.attach(on("a", "app")), s.attach(on("b", "app"))
@@ -1051,6 +1126,7 @@ func TestPort53IsTheContainersOwn(t *testing.T) {
 }
 
 func TestLoopbackNameServersOfTheHost(t *testing.T) {
+	t.Parallel()
 	s := newSite(t, func(c *Config) {
 		if err := os.WriteFile(c.ResolvConf, []byte("# a stub\nnameserver 127.0.0.53\noptions edns0 trust-ad\n"), 0o644); err != nil {
 			t.Fatal(err)
@@ -1076,4 +1152,28 @@ func FuzzResolvConf(f *testing.F) {
 			}
 		}
 	})
+}
+
+func BenchmarkAttach(b *testing.B) {
+	for _, network := range []string{"bridge", "app"} {
+		b.Run(network, func(b *testing.B) {
+			s := newSite(b)
+			s.create(Spec{Name: "app"})
+			spec := on("web", network)
+			for b.Loop() {
+				if _, err := s.m.Attach(b.Context(), spec); err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				if err := s.m.Detach(b.Context(), spec.ID); err != nil {
+					b.Fatal(err)
+				}
+				s.m.tear.wait(b.Context())
+				for len(s.m.spares.ready) < cap(s.m.spares.ready) {
+					runtime.Gosched()
+				}
+				b.StartTimer()
+			}
+		})
+	}
 }

@@ -208,6 +208,7 @@ func (m *Manager) restoreSandbox(ctx context.Context, sb *sandbox) error {
 		}
 		defer func() { _ = ns.Close() }()
 	}
+	remade := false
 	for _, e := range sb.all() {
 		n := m.networks[e.NetworkID]
 		if n == nil || n.Scope != ScopeLocal || n.Spec.Driver != DriverBridge {
@@ -223,12 +224,34 @@ func (m *Manager) restoreSandbox(ctx context.Context, sb *sandbox) error {
 				return err
 			}
 		}
-		if err := m.bridges.attach(ctx, n, e, ns); err != nil { // only if somebody took the interface away
+		if !present(ns, e.Interface) {
+			remade = true
+			if err := allowIPv6(ns, e.IPv6.IsValid()); err != nil {
+				return err
+			}
+		}
+		if err := m.bridges.attach(ctx, n, e, ns); err != nil {
 			m.log.Error("an interface of a sandbox", "sandbox", sb.Spec.ID, "network", e.NetworkName, "error", err)
+		}
+	}
+	if remade { // otherwise the routes may be what the container made of them
+		if err := m.routes(sb, ns); err != nil {
+			m.log.Error("the routes of a sandbox", "sandbox", sb.Spec.ID, "error", err)
 		}
 	}
 	m.sandboxes[sb.Spec.ID] = sb
 	return nil
+}
+
+// present reports whether the namespace has the interface.
+func present(ns *netns.NS, name string) bool {
+	h, err := ns.Netlink()
+	if err != nil {
+		return false
+	}
+	defer h.Close()
+	_, err = link.Get(h, name)
+	return err == nil
 }
 
 // sweep removes namespaces, and links on our bridges, that belong to no sandbox: of attaches and teardowns that a killed

@@ -298,6 +298,11 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	if n.Spec.Driver == DriverHost || n.Spec.Driver == DriverNull {
 		return nil, nil, fault.New(fault.InvalidArgument, "container cannot be connected to network %s while it is on others", n.Spec.Name)
 	}
+	for _, j := range sb.Joined {
+		if o := m.networks[j.NetworkID]; o != nil && o.Spec.Driver == DriverNull {
+			return nil, nil, fault.New(fault.InvalidArgument, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		}
+	}
 	if sb.on(n.ID) != nil {
 		return nil, nil, fault.New(fault.Forbidden, "endpoint with name %s already exists in network %s", sb.Spec.Owner, n.Spec.Name)
 	}

@@ -129,6 +129,9 @@ func (n *NS) Netlink() (*netlink.Handle, error) {
 // Sysctl writes net.* settings inside the namespace: keys as sysctl(8) writes them, net.ipv4.ip_forward. An interface
 // name with a dot in it is written with a slash there, as sysctl(8) does.
 func (n *NS) Sysctl(settings map[string]string) error {
+	if len(settings) == 0 {
+		return nil
+	}
 	return n.Do(func() error {
 		for k, v := range settings {
 			if err := WriteSysctl(k, v); err != nil {
@@ -196,4 +199,3 @@ func onThread(f func() error) error {
 	}()
 	return <-done
 }
-

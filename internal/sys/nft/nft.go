@@ -167,7 +167,9 @@ func (tx *Tx) size(c *netlink.Conn) error {
 	return errors.Join(c.SetWriteBuffer(max(1<<18, 2*tx.bytes)), c.SetReadBuffer(1<<20))
 }
 
-// Replace makes the table exactly as described, whether or not it was there.
+// Replace makes the table exactly as described, whether or not it was there. A transaction that deletes anything (this
+// one, SetChain, SetMap, Take) waits for an RCU grace period, 4 to 20 ms; one that only adds takes 0.2 ms: where a table
+// cannot be there yet, as in a new namespace, Add is the better choice.
 func (tx *Tx) Replace(t Table, c Content) {
 	tx.Delete(t)
 	tx.Add(t, c)
