@@ -155,12 +155,16 @@ func (m *Membership) startAgent(cur *membership) error {
 
 // Stop ends everything that Start, Init or Join started; the membership stays on disk.
 func (m *Membership) Stop() {
-	if cur := m.running(); cur != nil {
+	cur := m.running()
+	if cur != nil {
 		cur.cancel() // a change of role under way gives up
 	}
 	m.ops.Lock()
-	defer m.ops.Unlock()
 	m.end()
+	m.ops.Unlock()
+	if cur != nil {
+		cur.wg.Wait()
+	}
 }
 
 // end stops the running membership, the agent first. Called with ops held.

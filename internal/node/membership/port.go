@@ -81,7 +81,7 @@ func openPort(l net.Listener, id *identity.Node, allowPeer func(nodeID string) b
 					return
 				}
 				if s, err := identity.SubjectOf(cs.PeerCertificates[0]); err != nil || !allowPeer(s.NodeID) {
-					logger.Warn("a node that is no manager tried to take part in the replicated state", "node", s.NodeID, "from", c.RemoteAddr())
+					logger.Debug("a node that is no manager tried to take part in the replicated state", "node", s.NodeID, "from", c.RemoteAddr())
 					_ = tc.Close()
 					return
 				}

@@ -69,7 +69,7 @@ type Config struct {
 	NoFsync bool
 	// WriteTimeout replaces the constant of that name in tests.
 	WriteTimeout time.Duration
-	// Fatal is called, once, when the member has stopped by itself: removed from the cluster, or a broken disk.
+	// Stopped is called, once, when the member has stopped by itself: removed from the cluster, or a broken disk.
 	Stopped func(removed bool)
 }
 
@@ -204,11 +204,25 @@ func errStopped() error {
 	return fault.New(fault.Unavailable, "the cluster's state has been stopped on this node")
 }
 
+// handOver bounds how long a leader that stops waits for another to take over: without a quorum nobody will.
+const handOver = time.Second
+
 // Close stops the member, handing leadership to another one first.
 func (s *Store) Close() {
 	s.once.Do(func() {
 		s.cancel()
 		s.mirror.Close()
+		handed := make(chan struct{})
+		go func() {
+			defer close(handed)
+			_ = s.StepDown()
+		}()
+		select {
+		case <-handed:
+		case <-time.After(handOver):
+		}
+		s.server.HardStop() // ends StepDown, too; Close alone would try it anew, for seven seconds
+		<-handed
 		s.etcd.Close()
 		_ = s.client.Close()
 		s.wg.Wait()
@@ -226,7 +240,7 @@ func (s *Store) watchStop() {
 		return
 	}
 	removed := s.server.IsIDRemoved(uint64(s.server.MemberID()))
-	s.logger.Warn("the cluster's state has stopped on this node", "removed", removed)
+	s.logger.Info("this node's member of the replicated state has stopped", "removed", removed)
 	if s.cfg.Stopped != nil {
 		go s.cfg.Stopped(removed)
 	}

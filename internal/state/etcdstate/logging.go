@@ -8,8 +8,9 @@ import (
 	"go.uber.org/zap/zapcore"
 )
 
-// newZapLogger gives etcd a logger that writes to ours. etcd is talkative: what it informs and warns of is for debugging
-// here, what it calls an error is a warning (it goes on), and what it dies of is an error.
+// newZapLogger gives etcd a logger that writes to ours. etcd is talkative, and calls errors what is in order here (a
+// learner that needs another moment, a member that was removed): all that it survives is for debugging. What it dies of
+// is an error.
 func newZapLogger(l *slog.Logger) *zap.Logger {
 	return zap.New(zapToSlog{l.With("part", "etcd")})
 }
@@ -17,11 +18,8 @@ func newZapLogger(l *slog.Logger) *zap.Logger {
 type zapToSlog struct{ logger *slog.Logger }
 
 func slogLevel(l zapcore.Level) slog.Level {
-	switch {
-	case l < zapcore.ErrorLevel:
+	if l <= zapcore.ErrorLevel {
 		return slog.LevelDebug
-	case l == zapcore.ErrorLevel:
-		return slog.LevelWarn
 	}
 	return slog.LevelError
 }
