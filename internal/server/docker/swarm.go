@@ -140,7 +140,7 @@ func (a *swarmAPI) update(w *response, r *request) error {
 
 // clusterSpec turns a specification into the domain's. What the wire does not carry is taken from current.
 func clusterSpec(in *apiswarm.Spec, current *cloud.ClusterSpec) (cloud.ClusterSpec, error) {
-	var out cloud.ClusterSpec
+	out := cloud.ClusterSpec{Name: "default"}
 	if current != nil {
 		out = *current
 	}

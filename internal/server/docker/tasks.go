@@ -3,7 +3,6 @@ package docker
 import (
 	"cmp"
 	"net/http"
-	"slices"
 
 	apinetwork "github.com/moby/moby/api/types/network"
 	apiswarm "github.com/moby/moby/api/types/swarm"
@@ -234,6 +233,5 @@ func wirePorts(in []cloud.PortConfig) []apiswarm.PortConfig {
 		out = append(out, apiswarm.PortConfig{Name: p.Name, Protocol: apinetwork.IPProtocol(cmp.Or(p.Protocol, cloud.TCP)), TargetPort: uint32(p.Target),
 			PublishedPort: uint32(p.Published), PublishMode: apiswarm.PortConfigPublishMode(cmp.Or(p.Mode, cloud.PublishIngress))})
 	}
-	slices.SortStableFunc(out, func(a, b apiswarm.PortConfig) int { return a.Compare(b) })
 	return out
 }
