@@ -28,7 +28,8 @@ type Config struct {
 	CgroupParent string
 	// Debug makes the keeper's own log talk more.
 	Debug bool
-	// Failpoints arms failpoints in the keeper: a list of name=action.
+	// Failpoints arms failpoints in the first keeper that is started: a list of name=action. Those that follow it when it
+	// died of one go without.
 	Failpoints string
 	Logger     *slog.Logger
 }
@@ -124,9 +125,9 @@ func (c *Client) Close() error {
 // Create makes a container: its init process waits for Start.
 func (c *Client) Create(ctx context.Context, spec Spec) (Status, error) {
 	var st Status
-	for {
+	for attempt := 1; ; attempt++ {
 		err := c.call(ctx, wire.OpCreate, spec, &st, false)
-		if !errors.Is(err, errLost) {
+		if !errors.Is(err, errLost) || attempt == 3 {
 			return st, err
 		}
 		// A keeper that died half-way has taken the container down; one that got to the end has adopted it.
@@ -383,7 +384,9 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 			if !nobodyListens(err) {
 				return nil, err
 			}
-			if err := spawn(ctx, c.cfg, c.log, &c.held); err != nil {
+			err := spawn(ctx, c.cfg, c.log, &c.held)
+			c.cfg.Failpoints = ""
+			if err != nil {
 				return nil, err
 			}
 			if conn, err = dial(ctx, c.cfg.ExecRoot); err != nil {

@@ -258,7 +258,7 @@ func TestExec(t *testing.T) {
 func TestPauseUpdateSignalAll(t *testing.T) {
 	h := newHost(t)
 	s := h.spec("sleep")
-	h.run(s)
+	h.runReady(s)
 	a := h.attach(keeper.AttachOptions{ID: s.ID, Stdout: true})
 	if err := h.c.Pause(h.ctx(), s.ID); err != nil {
 		t.Fatal(err)
@@ -401,7 +401,7 @@ func number(path string) int {
 func TestDaemonGoesAndComesBack(t *testing.T) {
 	h := newHost(t)
 	s, quick := h.spec("sleep"), h.spec("exit", "3")
-	st := h.run(s)
+	st := h.runReady(s)
 	h.create(quick)
 	pid := h.c.PID()
 	if err := h.c.Close(); err != nil {
@@ -443,6 +443,7 @@ func TestKeeperIsKilled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	readUntil(t, h.attach(keeper.AttachOptions{ID: s.ID, ExecID: exec.ExecID, Stdout: true}), "ready\n")
 	h.eventually("all are ready", func() bool {
 		return logText(t, s.Log.Path) == "ready\n" && logText(t, gone.Log.Path) == "ready\n" && strings.Contains(logText(t, tty.Log.Path), "size")
 	})
@@ -504,6 +505,12 @@ func TestKeeperIsKilled(t *testing.T) {
 	if st := h.exit(created.ID, ""); !st.ExitUnknown {
 		mustExit(t, st, 6)
 	}
+	// It printed what it prints when it takes signals; the keeper that had that in memory is gone, though.
+	ea := h.attach(keeper.AttachOptions{ID: s.ID, ExecID: exec.ExecID, Stdout: true})
+	if err := h.c.Signal(h.ctx(), s.ID, exec.ExecID, int(unix.SIGUSR1), false); err != nil {
+		t.Fatal(err)
+	}
+	readUntil(t, ea, "line 1\n")
 	if err := h.c.Signal(h.ctx(), s.ID, exec.ExecID, 15, false); err != nil {
 		t.Fatal(err)
 	}
@@ -597,7 +604,7 @@ func TestUpgradeInPlace(t *testing.T) {
 	s, tty := h.spec("sleep"), h.spec("tty")
 	tty.Terminal = true
 	tty.Bundle = bundle(tty.ID, func(s *specs.Spec) { s.Process.Terminal = true }, "tty")
-	h.run(s)
+	h.runReady(s)
 	h.run(tty)
 	pid := h.c.PID()
 	if err := h.c.Upgrade(h.ctx(), "/no/such/program"); !fault.Is(err, fault.InvalidArgument) {
@@ -658,5 +665,55 @@ func TestKeeperLivesInItsOwnSession(t *testing.T) {
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", h.c.PID()))
 	if err != nil || !strings.Contains(string(text), cgroupParent+"/sampan-keeper-") {
 		t.Errorf("groups of the keeper:\n%s", text)
+	}
+}
+
+// Whatever step of a create its keeper dies at, the caller gets a container or an error, and never half of one.
+func TestKeeperDiesWhileMakingAContainer(t *testing.T) {
+	for _, point := range []string{"keeper.create.after-record", "keeper.create.after-init"} {
+		for _, action := range []string{"kill", "fail"} {
+			t.Run(point+"="+action, func(t *testing.T) {
+				h := newHostWith(t, point+"="+action)
+				s := h.spec("exit", "3")
+				st, err := h.c.Create(h.ctx(), s)
+				if action == "fail" {
+					if err == nil {
+						t.Fatalf("created: %+v", st)
+					}
+					if list, err := h.c.List(h.ctx()); err != nil || len(list) > 0 {
+						t.Errorf("List: %v %v", list, err)
+					}
+					return // the host's end checks that nothing stays
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.start(s.ID)
+				mustExit(t, h.exit(s.ID, ""), 3)
+			})
+		}
+	}
+}
+
+func TestKeeperDiesBetweenAnExitAndItsReport(t *testing.T) {
+	h := newHostWith(t, "keeper.exit.before-drain=kill")
+	s := h.spec("print", "all ", "of ", "it")
+	h.run(s)
+	mustExit(t, h.exit(s.ID, ""), 0)
+	if got := logText(t, s.Log.Path); got != "all of it" {
+		t.Errorf("log %q", got)
+	}
+}
+
+func TestKeeperDiesWhileDeleting(t *testing.T) {
+	h := newHostWith(t, "keeper.delete.after-destroy=kill")
+	s := h.spec("exit", "0")
+	h.run(s)
+	h.exit(s.ID, "")
+	if err := h.c.Delete(h.ctx(), s.ID); err != nil {
+		t.Fatal(err)
+	}
+	if list, err := h.c.List(h.ctx()); err != nil || len(list) > 0 {
+		t.Errorf("List: %v %v", list, err)
 	}
 }

@@ -93,7 +93,7 @@ func removeCgroups() {
 	}
 }
 
-func requireRoot(t *testing.T) {
+func requireRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: makes real containers")
@@ -102,14 +102,20 @@ func requireRoot(t *testing.T) {
 
 // host is an exec root with its keeper.
 type host struct {
-	t    *testing.T
+	t    testing.TB
 	root string
 	cfg  keeper.Config
 	c    *keeper.Client
 }
 
 // newHost starts a keeper; its end checks that nothing stays.
-func newHost(t *testing.T) *host {
+func newHost(t testing.TB) *host {
+	t.Helper()
+	return newHostWith(t, "")
+}
+
+// newHostWith is newHost with failpoints armed in the keeper.
+func newHostWith(t testing.TB, failpoints string) *host {
 	t.Helper()
 	requireRoot(t)
 	root, err := os.MkdirTemp("", "kt-")
@@ -117,7 +123,7 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h := &host{t: t, root: root, cfg: keeper.Config{
-		Binary: keeperBinary, ExecRoot: root, CgroupParent: cgroupParent,
+		Binary: keeperBinary, ExecRoot: root, CgroupParent: cgroupParent, Failpoints: failpoints,
 		Logger: slog.New(slog.NewTextHandler(t.Output(), nil)),
 	}}
 	t.Cleanup(h.end)
@@ -171,7 +177,7 @@ func (h *host) end() {
 	if err := h.c.Shutdown(ctx); err != nil {
 		h.t.Errorf("Shutdown: %v", err)
 	}
-	for _, dir := range []string{"containers", "io", "exits"} {
+	for _, dir := range []string{"containers", "io"} {
 		if left, _ := os.ReadDir(filepath.Join(h.root, "keeper", dir)); len(left) > 0 {
 			h.t.Errorf("left behind in %s: %v", dir, left)
 		}
@@ -267,8 +273,16 @@ func (h *host) attach(o keeper.AttachOptions) *keeper.Stream {
 	if err != nil {
 		h.t.Fatalf("Attach: %v", err)
 	}
-	h.t.Cleanup(func() { _ = s.Close() })
+	context.AfterFunc(h.ctx(), func() { _ = s.Close() }) // a hang ends the read, and with that the test
 	return s
+}
+
+// runReady runs the tool's sleep and waits until it takes signals.
+func (h *host) runReady(s keeper.Spec) keeper.Status {
+	h.t.Helper()
+	st := h.run(s)
+	h.eventually("the container is ready", func() bool { return logText(h.t, s.Log.Path) == "ready\n" })
+	return st
 }
 
 // event waits for the next event that matches.
@@ -341,7 +355,7 @@ type entry struct {
 }
 
 // logText returns what a log says, entries joined.
-func logText(t *testing.T, path string) string {
+func logText(t testing.TB, path string) string {
 	t.Helper()
 	var b strings.Builder
 	for _, e := range logEntries(t, path) {
@@ -350,7 +364,7 @@ func logText(t *testing.T, path string) string {
 	return b.String()
 }
 
-func logEntries(t *testing.T, path string) []entry {
+func logEntries(t testing.TB, path string) []entry {
 	t.Helper()
 	text, err := os.ReadFile(path)
 	if err != nil {

@@ -188,16 +188,13 @@ func (s *Server) resumeProc(c *container, p *proc, given handed) {
 	}
 	p.run()
 	s.pushHold(p)
-	if p.pidfd != nil {
+	switch {
+	case p.rec.Final != nil:
+		go s.finish(c, p, *p.rec.Final)
+	case p.pidfd != nil:
 		p.log.Info("adopted", "pid", p.rec.Status.PID)
 		s.watch(c, p)
-		return
+	default:
+		go s.ended(c, p) // it went while nobody looked
 	}
-	// It went while nobody looked. If its exit was noted, what it printed was perhaps not all logged.
-	var final keeper.Status
-	if t.ExecID == "" && readJSON(s.exitPath(t.ID), &final) == nil {
-		go s.finish(c, p, final)
-		return
-	}
-	go s.ended(c, p)
 }

@@ -40,7 +40,6 @@ type container struct {
 }
 
 func (s *Server) containerDir(id string) string { return filepath.Join(s.root, "io", id) }
-func (s *Server) exitPath(id string) string     { return filepath.Join(s.root, "exits", id+".json") }
 func (s *Server) stateRoot() string             { return filepath.Join(s.root, "containers") }
 
 // create makes a container whose init waits to be started.
@@ -313,15 +312,10 @@ func (s *Server) ended(c *container, p *proc) {
 	final.State, final.PID, final.Paused, final.ExitedAt = keeper.Exited, 0, false, at
 	if p.rec.ExecID == "" {
 		final.OOMKilled = s.wasOOMKilled(c)
-		// The code is safe on disk before anything else: a keeper killed from here on does not lose it.
-		if err := writeJSON(s.exitPath(p.rec.ID), final); err != nil {
-			p.log.Error("cannot write an exit record", "err", err)
-		}
-		if p.rec.SharedPIDs {
-			if err := killCgroup(p.rec.Cgroups); err != nil {
-				p.log.Warn("cannot end all processes that a container left", "err", err)
-			}
-		}
+	}
+	// The code is on disk before anything else: a keeper killed from here on does not lose it.
+	if err := p.change(func(r *record) { r.Final = &final }); err != nil {
+		p.log.Error("cannot write an exit record", "err", err)
 	}
 	_ = failpoint.Hit("keeper.exit.before-drain")
 	s.finish(c, p, final)
@@ -329,6 +323,11 @@ func (s *Server) ended(c *container, p *proc) {
 
 // finish drains the streams of a process that has exited and tells its exit.
 func (s *Server) finish(c *container, p *proc, final keeper.Status) {
+	if p.rec.ExecID == "" && p.rec.SharedPIDs {
+		if err := killCgroup(p.rec.Cgroups); err != nil {
+			p.log.Warn("cannot end all processes that a container left", "err", err)
+		}
+	}
 	p.drain()
 	if err := p.change(func(r *record) { r.Status = final }); err != nil && !errors.Is(err, os.ErrNotExist) {
 		p.log.Error("cannot write a record", "err", err)
@@ -521,9 +520,6 @@ func (s *Server) delete(ctx context.Context, id string) error {
 		return err
 	}
 	if err := os.RemoveAll(c.dir); err != nil {
-		return err
-	}
-	if err := ignoreMissing(os.Remove(s.exitPath(id))); err != nil {
 		return err
 	}
 	s.release(id)

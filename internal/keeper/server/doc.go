@@ -7,9 +7,8 @@
 //
 //	lock              held while a keeper lives
 //	containers/ID     libcontainer's state
-//	io/ID             pipes, spools, the log's journal, and record.json, which says what there is to adopt
+//	io/ID             pipes, spools, the log's journal, and record.json: what there is to adopt, or how it ended
 //	io/ID/exec/EXEC   the same for an exec
-//	exits/ID.json     how it ended, kept until Delete
 //	names.json        the newest name table
 //
 // # Output, byte for byte

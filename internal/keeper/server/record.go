@@ -21,6 +21,7 @@ type record struct {
 	SharedPIDs  bool           `json:"sharedPIDs,omitempty"` // its PID namespace is not its own: its processes do not go with its first one
 	Ticks       uint64         `json:"ticks,omitempty"`      // when the process was started, tells it from a later one with its ID
 	Status      keeper.Status  `json:"status"`
+	Final       *keeper.Status `json:"final,omitempty"` // it has exited, but perhaps not all it printed is in the log
 	// Cgroups are the paths of the container's groups, by controller.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
 }

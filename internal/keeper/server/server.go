@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -113,7 +114,7 @@ func Run(ctx context.Context, cfg Config) error {
 
 // prepare takes the exec root, adopts what runs, and listens.
 func (s *Server) prepare(ctx context.Context, handover *wire.Conn) error {
-	for _, dir := range []string{"containers", "io", "exits"} {
+	for _, dir := range []string{"containers", "io"} {
 		if err := os.MkdirAll(filepath.Join(s.root, dir), 0o700); err != nil {
 			return err
 		}
@@ -239,7 +240,7 @@ func (s *Server) answer(conn *wire.Conn, m wire.Message) {
 	}
 	s.replacing.RLock()
 	defer s.replacing.RUnlock()
-	out, err := s.do(m.Op, m.Body)
+	out, err := s.try(m.Op, m.Body)
 	if err != nil {
 		s.log.Debug("request failed", "op", m.Op, "err", err)
 	}
@@ -247,6 +248,17 @@ func (s *Server) answer(conn *wire.Conn, m wire.Message) {
 	if m.Op == wire.OpShutdown && err == nil {
 		s.end()
 	}
+}
+
+// try is do, but a panic costs its request only: every container's life hangs on this process.
+func (s *Server) try(op string, body json.RawMessage) (out any, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.log.Error("panic: a bug in the keeper", "op", op, "panic", r, "stack", string(debug.Stack()))
+			err = fmt.Errorf("the keeper failed at %s: %v; its log has more", op, r)
+		}
+	}()
+	return s.do(op, body)
 }
 
 func (s *Server) do(op string, body json.RawMessage) (any, error) {
