@@ -1,0 +1,82 @@
+package server
+
+import (
+	"strings"
+	"testing"
+	"testing/synctest"
+)
+
+// drainTo reads a client's queue to its end.
+func drainTo(s *subscriber) (text, reason string) {
+	var b strings.Builder
+	for {
+		list, over, reason := s.next()
+		for _, c := range list {
+			b.Write(c.data)
+		}
+		if over {
+			return b.String(), reason
+		}
+	}
+}
+
+func TestClientThatDoesNotReadIsDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFanout(false)
+		lazy, eager := f.add(true, true), f.add(true, true)
+		got := make(chan string)
+		go func() {
+			text, _ := drainTo(eager)
+			got <- text
+		}()
+		piece := []byte(strings.Repeat("x", 64<<10))
+		for range 64 {
+			f.send(1, piece) // is held up once, for the stall limit, and then never again
+		}
+		f.end()
+		if n := len(<-got); n != 64*len(piece) {
+			t.Errorf("the client that reads got %d bytes, want %d", n, 64*len(piece))
+		}
+		if _, reason := drainTo(lazy); !strings.Contains(reason, "dropped") {
+			t.Errorf("the other one: %q", reason)
+		}
+	})
+}
+
+func TestSlowClientLosesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFanout(false)
+		s := f.add(true, false)
+		go func() {
+			for range 100 {
+				f.send(1, make([]byte, 64<<10))
+				f.send(2, []byte("not asked for"))
+			}
+			f.end()
+		}()
+		synctest.Wait() // until the queue is full
+		text, reason := drainTo(s)
+		if len(text) != 100*64<<10 || reason != "" {
+			t.Errorf("%d bytes, %q", len(text), reason)
+		}
+	})
+}
+
+func TestBacklogIsForTheFirst(t *testing.T) {
+	f := newFanout(true)
+	f.send(1, []byte("before"))
+	f.send(1, make([]byte, backlogLimit)) // does not fit: not kept
+	first := f.add(true, true)
+	second := f.add(true, true)
+	f.send(1, []byte(" after"))
+	f.end()
+	if text, _ := drainTo(first); text != "before after" {
+		t.Errorf("first: %q", text)
+	}
+	if text, _ := drainTo(second); text != " after" {
+		t.Errorf("second: %q", text)
+	}
+	if text, reason := drainTo(f.add(true, true)); text != "" || reason != "" {
+		t.Errorf("after the end: %q %q", text, reason)
+	}
+}
