@@ -12,6 +12,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
@@ -155,18 +157,24 @@ func (c *clusterSide) programAll() error {
 	c.mu.Lock()
 	boxes := slices.Collect(maps.Values(c.boxes))
 	c.mu.Unlock()
-	var errs []error
-	for _, b := range boxes {
-		err := c.program(b)
-		b.mu.Lock()
-		id := b.ref.ID
-		// A sandbox has its default route only after it was told of; the Apply that makes it ready is after that.
-		b.fresh = b.fresh && err != nil
-		b.mu.Unlock()
-		if err != nil && !fault.Is(err, fault.NotFound) { // its namespace may have just gone
-			errs = append(errs, fmt.Errorf("sandbox %s: %w", id, err))
-		}
+	// Each one waits for the kernel most of the time, so several wait together.
+	var wg errgroup.Group
+	wg.SetLimit(16)
+	errs := make([]error, len(boxes))
+	for i, b := range boxes {
+		wg.Go(func() error {
+			err := c.program(b)
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			// A sandbox has its default route only after it was told of; the Apply that makes it ready is after that.
+			b.fresh = b.fresh && err != nil
+			if err != nil && !fault.Is(err, fault.NotFound) { // its namespace may have just gone
+				errs[i] = fmt.Errorf("sandbox %s: %w", b.ref.ID, err)
+			}
+			return nil
+		})
 	}
+	_ = wg.Wait()
 	return errors.Join(errs...)
 }
 

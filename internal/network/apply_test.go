@@ -23,7 +23,7 @@ import (
 
 // swarm is a cluster as its networks see it: hosts with a manager each, and the view that all of them are given.
 type swarm struct {
-	t      *testing.T
+	t      testing.TB
 	lab    *nettest.Lab
 	hosts  []*swarmHost
 	client *nettest.Space
@@ -32,7 +32,7 @@ type swarm struct {
 
 type swarmHost struct {
 	*nettest.Space
-	t     *testing.T
+	t     testing.TB
 	m     *network.Manager
 	names *nameServer
 }
@@ -68,7 +68,7 @@ const (
 	blueID    = "blue00000000000000000000a"
 )
 
-func newSwarm(t *testing.T, hosts int) *swarm {
+func newSwarm(t testing.TB, hosts int) *swarm {
 	s := &swarm{t: t, lab: nettest.New(t), view: cloud.NewNodeView()}
 	for i := range hosts {
 		h := &swarmHost{Space: s.lab.Host(fmt.Sprintf("host%d", i+1)), t: t, names: &nameServer{}}
@@ -102,7 +102,7 @@ func (h *swarmHost) start() {
 	h.m = m
 }
 
-func must(t *testing.T, err error) {
+func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)

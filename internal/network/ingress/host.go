@@ -485,7 +485,7 @@ func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port) error {
 		return nil
 	}
 	protocols := map[uint8]cloud.Protocol{unix.IPPROTO_TCP: cloud.TCP, unix.IPPROTO_UDP: cloud.UDP, unix.IPPROTO_SCTP: cloud.SCTP}
-	return lb.Forget(ns, func(f *netlink.ConntrackFlow) bool {
+	return lb.Forget(ns, unix.AF_INET, func(f *netlink.ConntrackFlow) bool {
 		p := lost[Endpoint{protocols[f.Forward.Protocol], f.Forward.DstPort}]
 		if p == nil {
 			return false

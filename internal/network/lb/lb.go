@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -46,7 +45,17 @@ type Table struct {
 
 	mu    sync.Mutex
 	known map[netip.Addr]*frontend // nil: to be read
+	state tableState
 }
+
+// tableState says what has to come before the first change.
+type tableState uint8
+
+const (
+	tableNone  tableState = iota // it is to be made
+	tableOther                   // there is one of another shape
+	tableGood
+)
 
 // frontend is a virtual IP as it is in the kernel: slot i is what number i is sent to.
 type frontend struct {
@@ -142,14 +151,14 @@ func (t *Table) Set(want map[netip.Addr]*VIP) error {
 	conn := nft.Open(ns.FD())
 	restarted := false
 	if t.known == nil {
-		if t.known, err = read(ns, conn); err != nil {
+		if t.known, t.state, err = read(ns, conn); err != nil {
 			return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 		}
 		restarted = len(t.known) > 0
 	}
 	lost, err := t.change(conn, want)
 	if err != nil {
-		t.known = nil // nothing was changed; but look before the next try
+		t.known = nil // look before the next try
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
 	if restarted {
@@ -178,44 +187,71 @@ func (t *Table) same(want map[netip.Addr]*VIP) bool {
 	return true
 }
 
-// change brings the kernel from known to want in one transaction and returns the virtual IPs that lost somebody.
+// atOnce is how many virtual IPs are changed in one transaction: each must be changed as a whole, all of them need not,
+// and the kernel's answers to a transaction have to fit a socket's buffer.
+const atOnce = 200
+
+// change brings the kernel from known to want and returns the virtual IPs that lost somebody.
 func (t *Table) change(conn *nft.Conn, want map[netip.Addr]*VIP) (lost map[netip.Addr]*VIP, err error) {
-	next := make(map[netip.Addr]*frontend, len(want))
 	lost = map[netip.Addr]*VIP{}
-	err = conn.Do(func(tx *nft.Tx) error {
-		if len(t.known) == 0 {
-			tx.Replace(table, base())
+	var todo []netip.Addr
+	for addr := range t.known {
+		if want[addr] == nil {
+			todo = append(todo, addr)
 		}
-		for addr, old := range t.known {
-			if want[addr] == nil {
-				t.drop(tx, addr, old)
-				lost[addr] = &VIP{Addr: addr}
-			}
-		}
-		for addr, v := range want {
-			old := t.known[addr]
-			if old != nil && old.vip == v {
-				next[addr] = old
-				continue
-			}
-			var was []netip.Addr
-			if old != nil {
-				was = old.slots
-			}
-			f := &frontend{vip: v, slots: Fill(was, v.Members, t.salt)}
-			t.replace(tx, addr, old, f)
-			next[addr] = f
-			if old != nil && loses(old, v) {
-				lost[addr] = v
-			}
-		}
-		return failpoint.Hit("network/lb.change.commit")
-	})
-	if err != nil {
-		return nil, err
 	}
-	t.known = next
+	for addr, v := range want {
+		if old := t.known[addr]; old == nil || old.vip != v {
+			todo = append(todo, addr)
+		}
+	}
+	for part := range slices.Chunk(todo, atOnce) {
+		next := map[netip.Addr]*frontend{}
+		err := conn.Do(func(tx *nft.Tx) error {
+			// A transaction that only adds is done at once; one that takes something away waits until no packet can
+			// be looking at it. So a new sandbox's table is not replaced.
+			switch t.state {
+			case tableNone:
+				tx.Add(table, base())
+			case tableOther:
+				tx.Replace(table, base())
+			}
+			for _, addr := range part {
+				next[addr] = t.changeOne(tx, addr, want[addr], lost)
+			}
+			return failpoint.Hit("network/lb.change.commit")
+		})
+		if err != nil {
+			return nil, err
+		}
+		t.state = tableGood
+		for addr, f := range next {
+			if t.known[addr] = f; f == nil {
+				delete(t.known, addr)
+			}
+		}
+	}
 	return lost, nil
+}
+
+// changeOne enters the change of one virtual IP; nil v: it is to go.
+func (t *Table) changeOne(tx *nft.Tx, addr netip.Addr, v *VIP, lost map[netip.Addr]*VIP) *frontend {
+	old := t.known[addr]
+	if v == nil {
+		t.drop(tx, addr, old)
+		lost[addr] = &VIP{Addr: addr}
+		return nil
+	}
+	var was []netip.Addr
+	if old != nil {
+		was = old.slots
+		if loses(old, v) {
+			lost[addr] = v
+		}
+	}
+	f := &frontend{vip: v, slots: Fill(was, v.Members, t.salt)}
+	t.replace(tx, addr, old, f)
+	return f
 }
 
 // loses reports whether somebody of old gets no new connections any more, or is gone altogether.
@@ -271,11 +307,11 @@ func (t *Table) replace(tx *nft.Tx, addr netip.Addr, old, next *frontend) {
 	case n == 0:
 		tx.Take(table, f.services(), []nft.Element{{Key: key.Key}})
 		tx.DeleteChain(table, chainOf(addr))
+	case len(was) == 0:
+		tx.Add(table, nft.Content{Chains: []nft.Chain{pick(addr, n)}})
+		tx.Put(table, f.services(), []nft.Element{key})
 	default:
 		tx.SetChain(table, pick(addr, n))
-		if len(was) == 0 {
-			tx.Put(table, f.services(), []nft.Element{key})
-		}
 	}
 	if n < len(was) {
 		tx.Take(table, f.backends(), elements(addr, was[n:], n, false))
@@ -324,20 +360,20 @@ func Fill[T comparable](was, want []T, salt uint32) []T {
 }
 
 // read learns from the kernel what an earlier process made.
-func read(ns *netns.NS, conn *nft.Conn) (map[netip.Addr]*frontend, error) {
+func read(ns *netns.NS, conn *nft.Conn) (map[netip.Addr]*frontend, tableState, error) {
 	known := map[netip.Addr]*frontend{}
 	tables, err := conn.Tables(nft.INet)
 	if err != nil || !slices.Contains(tables, TableName) {
-		return known, err
+		return known, tableNone, err
 	}
 	lib, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
 	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
+		return nil, tableOther, fmt.Errorf("nftables: %w", err)
 	}
 	for _, f := range []family{four, six} {
 		vips, err := lib.GetSetElements(set(f.vips()))
 		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f.vips().Name, err)
+			return nil, tableOther, fmt.Errorf("read %s: %w", f.vips().Name, err)
 		}
 		for _, e := range vips {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
@@ -346,14 +382,14 @@ func read(ns *netns.NS, conn *nft.Conn) (map[netip.Addr]*frontend, error) {
 		}
 		backends, err := lib.GetSetElements(set(f.backends()))
 		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", f.backends().Name, err)
+			return nil, tableOther, fmt.Errorf("read %s: %w", f.backends().Name, err)
 		}
 		if err := decode(known, f, backends); err != nil {
 			// Not as this program writes it: made anew.
-			return map[netip.Addr]*frontend{}, nil
+			return map[netip.Addr]*frontend{}, tableOther, nil
 		}
 	}
-	return known, nil
+	return known, tableGood, nil
 }
 
 // decode puts the members into their slots; an error if the numbers have gaps.
@@ -395,7 +431,7 @@ func (t *Table) VIPs() (map[netip.Addr][]netip.Addr, error) {
 		return nil, err
 	}
 	defer func() { _ = ns.Close() }()
-	known, err := read(ns, nft.Open(ns.FD()))
+	known, _, err := read(ns, nft.Open(ns.FD()))
 	if err != nil {
 		return nil, err
 	}
@@ -403,7 +439,7 @@ func (t *Table) VIPs() (map[netip.Addr][]netip.Addr, error) {
 	for vip, f := range known {
 		out[vip] = slices.SortedFunc(slices.Values(f.slots), netip.Addr.Compare)
 	}
-	return maps.Clone(out), nil
+	return out, nil
 }
 
 // Remove takes the table away, and with it all virtual IPs.

@@ -19,23 +19,33 @@ import (
 // packet of a UDP flow, and the next try of a TCP connection that is not answered, goes to a member; an established TCP
 // connection is reset at its next packet, where it would have hung. Connections to draining members go on.
 func Sweep(ns *netns.NS, vips map[netip.Addr]*VIP) error {
-	if len(vips) == 0 {
-		return nil
+	var v4, v6 bool
+	for a := range vips {
+		v4, v6 = v4 || a.Is4(), v6 || a.Is6()
 	}
-	return Forget(ns, func(f *netlink.ConntrackFlow) bool { return stale(f, vips) })
+	match := func(f *netlink.ConntrackFlow) bool { return stale(f, vips) }
+	var errs []error
+	if v4 {
+		errs = append(errs, Forget(ns, unix.AF_INET, match))
+	}
+	if v6 {
+		errs = append(errs, Forget(ns, unix.AF_INET6, match))
+	}
+	return errors.Join(errs...)
 }
 
-// Forget removes the connections for which match is true from a namespace's table of connections.
-func Forget(ns *netns.NS, match func(*netlink.ConntrackFlow) bool) error {
+// Forget removes the connections of a family for which match is true from a namespace's table of connections.
+func Forget(ns *netns.NS, family netlink.InetFamily, match func(*netlink.ConntrackFlow) bool) error {
 	return ns.Do(func() error {
-		var errs []error
-		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-			_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter(match))
-			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
-				errs = append(errs, fmt.Errorf("forget connections: %w", err))
-			}
+		// The kernel looks through the connections of all namespaces to list those of one, so first ask for their number.
+		if n, err := netns.ReadSysctl("net.netfilter.nf_conntrack_count"); err == nil && n == "0" {
+			return nil
 		}
-		return errors.Join(errs...)
+		_, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, filter(match))
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return fmt.Errorf("forget connections: %w", err)
+		}
+		return nil
 	})
 }
 
