@@ -2,12 +2,13 @@ package doctor
 
 import (
 	"fmt"
-	"runtime"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/sys/thread"
 )
 
 func diskFree(path string) (free, total uint64, err error) {
@@ -21,25 +22,17 @@ func diskFree(path string) (free, total uint64, err error) {
 
 // tryNetwork makes one of each feature in a network namespace that lives as long as the thread it is made on.
 func tryNetwork(features []string) (map[string]error, error) {
-	type result struct {
-		failed map[string]error
-		err    error
-	}
-	done := make(chan result)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread, and the namespace with it, end with the goroutine
+	failed := map[string]error{}
+	err := thread.Throwaway(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("make a network namespace: %w", err)}
-			return
+			return fmt.Errorf("make a network namespace: %w", err)
 		}
-		failed := map[string]error{}
 		for _, name := range features {
 			failed[name] = tryFeature(name)
 		}
-		done <- result{failed: failed}
-	}()
-	r := <-done
-	return r.failed, r.err
+		return nil
+	})
+	return failed, err
 }
 
 func tryFeature(name string) error {

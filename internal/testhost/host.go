@@ -106,8 +106,13 @@ func (h *Host) Docker(ctx context.Context, args ...string) (string, error) {
 	return h.DockerInput(ctx, nil, args...)
 }
 
+// commandBound ends a docker command that hangs, so that whoever waits for it hears of it.
+const commandBound = 3 * time.Minute
+
 // DockerInput is Docker with a standard input.
 func (h *Host) DockerInput(ctx context.Context, stdin []byte, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, commandBound)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, h.lab.CLI, args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+h.DockerHost(), "DOCKER_CONFIG="+h.Dir, "DOCKER_CLI_HINTS=false", "NO_COLOR=1")
 	if stdin != nil {
@@ -126,7 +131,16 @@ func (h *Host) DockerInput(ctx context.Context, stdin []byte, args ...string) (s
 func (h *Host) DaemonPID() int { return pidIn(filepath.Join(h.Dir, "sampand.pid")) }
 
 // KeeperPID is the keeper's process ID, 0 when it does not run.
-func (h *Host) KeeperPID() int { return pidIn(filepath.Join(h.ExecRoot(), "keeper.pid")) }
+func (h *Host) KeeperPID() int {
+	for _, pid := range h.Processes() {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && strings.Contains(exe+string(line), "sampan-keeper") && !bytes.Contains(line, []byte("\x00init")) {
+			return pid
+		}
+	}
+	return 0
+}
 
 func pidIn(path string) int {
 	text, err := os.ReadFile(path)

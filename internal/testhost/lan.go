@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
+	"github.com/sampan-cloud/sampan/internal/sys/thread"
 )
 
 // LAN is a switch without a way out, in a network namespace of its own, to which machines are joined.
@@ -125,16 +125,13 @@ func (l *LAN) newNamespace(name string) (netns.NsHandle, error) {
 	}
 	_ = f.Close()
 	l.undo.Add(func() error { return os.Remove(path) })
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread dies with the goroutine
+	err = thread.Throwaway(func() error {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			result <- fmt.Errorf("make network namespace %s: %w", name, err)
-			return
+			return fmt.Errorf("make network namespace %s: %w", name, err)
 		}
-		result <- unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
-	}()
-	if err := <-result; err != nil {
+		return unix.Mount(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), path, "", unix.MS_BIND, "")
+	})
+	if err != nil {
 		return -1, err
 	}
 	l.undo.Add(func() error { return unix.Unmount(path, unix.MNT_DETACH) })
@@ -186,16 +183,12 @@ func (m *Machine) HTTP(timeout time.Duration) *http.Client {
 	return &http.Client{Timeout: timeout, Transport: &http.Transport{DialContext: m.Dial, DisableKeepAlives: true}}
 }
 
-// in runs f on a locked thread that has entered ns; the thread is given up afterwards.
+// in runs f inside ns.
 func in(ns netns.NsHandle, f func() error) error {
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
+	return thread.Throwaway(func() error {
 		if err := netns.Set(ns); err != nil {
-			result <- fmt.Errorf("enter network namespace: %w", err)
-			return
+			return fmt.Errorf("enter network namespace: %w", err)
 		}
-		result <- f()
-	}()
-	return <-result
+		return f()
+	})
 }

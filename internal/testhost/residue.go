@@ -14,6 +14,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// hierarchyDepth is how many slashes the path of a host's own group has below /sys/fs/cgroup: one where controllers are
+// mounted one by one.
+const hierarchyDepth = 1
+
 // cgroupRoots are the hierarchies in which a group of a host can be.
 func cgroupRoots() []string {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
@@ -179,10 +183,23 @@ func (l *Lab) TakeResidue() (Residue, error) {
 	return r, nil
 }
 
-// Left lists what is in now and was not in r.
+// spares are the sandboxes that a host keeps ready: namespaces that belong to no container and are no leak.
+const spares = 4
+
+// Left lists what is in now and was not in r. The hosts' own control groups, which their first containers make, and
+// sandboxes kept ready are not counted.
 func (r Residue) Left(now Residue) []string {
 	var left []string
+	sandboxes := map[string]int{}
 	for item := range now {
+		if folder, _, ok := strings.Cut(item, "/netns/sb-"); ok {
+			if sandboxes[folder]++; sandboxes[folder] <= spares {
+				continue
+			}
+		}
+		if path, ok := strings.CutPrefix(item, "cgroup "); ok && strings.Count(strings.TrimPrefix(path, "/sys/fs/cgroup/"), "/") <= hierarchyDepth {
+			continue
+		}
 		if !r[item] {
 			left = append(left, item)
 		}

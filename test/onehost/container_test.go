@@ -82,46 +82,46 @@ func TestLifeCycle(t *testing.T) {
 
 func TestAttachAndTTY(t *testing.T) {
 	_, h := one(t)
-	Docker(t, h, "run", "-d", "-i", "--name", "c", image, "cat")
-	out, err := h.DockerInput(t.Context(), []byte("to the container\n"), "attach", "--no-stdin=false", "c")
+	Docker(t, h, "create", "-i", "--name", "box", image, "cat")
+	out, err := h.DockerInput(t.Context(), []byte("to the container\n"), "start", "-a", "-i", "box")
 	if err != nil {
 		t.Fatal(err)
 	}
 	equal(t, "attach", out, "to the container")
-	equal(t, "cat ended with its input", Docker(t, h, "wait", "c"), "0")
+	equal(t, "cat ended with its input", Docker(t, h, "wait", "box"), "0")
 	contains(t, "a terminal", Docker(t, h, "run", "--rm", "-t", image, "echo", "x"), "x")
 }
 
 func TestCopy(t *testing.T) {
 	_, h := one(t)
-	Docker(t, h, "run", "-d", "--name", "c", image, "sleep")
+	Docker(t, h, "run", "-d", "--name", "box", image, "sleep")
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "in"), []byte("from outside\n"), 0o640); err != nil {
 		t.Fatal(err)
 	}
-	Docker(t, h, "cp", filepath.Join(dir, "in"), "c:/data/in")
-	equal(t, "copied in", Docker(t, h, "exec", "c", "/probe", "cat", "/data/in"), "from outside")
-	Docker(t, h, "cp", "c:/data", filepath.Join(dir, "out"))
+	Docker(t, h, "cp", filepath.Join(dir, "in"), "box:/data/in")
+	equal(t, "copied in", Docker(t, h, "exec", "box", "/probe", "cat", "/data/in"), "from outside")
+	Docker(t, h, "cp", "box:/data", filepath.Join(dir, "out"))
 	text, err := os.ReadFile(filepath.Join(dir, "out", "hello"))
 	if err != nil || string(text) != "from the image\n" {
 		t.Errorf("copied out: %q, %v", text, err)
 	}
-	Refused(t, h, []string{"Could not find the file /nothing"}, "cp", "c:/nothing", dir)
+	Refused(t, h, []string{"Could not find the file /nothing"}, "cp", "box:/nothing", dir)
 }
 
 func TestLimits(t *testing.T) {
 	_, h := one(t)
-	Docker(t, h, "run", "-d", "--name", "c", "--cpus", "0.5", "-m", "64m", image, "sleep")
-	equal(t, "inspect", Docker(t, h, "inspect", "-f", "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}", "c"), "500000000 67108864")
-	contains(t, "memory limit", Docker(t, h, "stats", "--no-stream", "--format", "{{.MemUsage}}", "c"), "/ 64MiB")
+	Docker(t, h, "run", "-d", "--name", "box", "--cpus", "0.5", "-m", "64m", image, "sleep")
+	equal(t, "inspect", Docker(t, h, "inspect", "-f", "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}", "box"), "500000000 67108864")
+	contains(t, "memory limit", Docker(t, h, "stats", "--no-stream", "--format", "{{.MemUsage}}", "box"), "/ 64MiB")
 	Refused(t, h, []string{"Minimum memory limit"}, "run", "--rm", "-m", "1m", image, "true")
 }
 
 func TestVolumes(t *testing.T) {
 	_, h := one(t)
-	Docker(t, h, "volume", "create", "v")
-	Docker(t, h, "run", "--rm", "-v", "v:/data", image, "write", "/data/mine", "kept")
-	equal(t, "content of the image and what was written", Docker(t, h, "run", "--rm", "-v", "v:/data", image, "cat", "/data/hello", "/data/mine"), "from the image\nkept")
+	Docker(t, h, "volume", "create", "vol")
+	Docker(t, h, "run", "--rm", "-v", "vol:/data", image, "write", "/data/mine", "kept")
+	equal(t, "content of the image and what was written", Docker(t, h, "run", "--rm", "-v", "vol:/data", image, "cat", "/data/hello", "/data/mine"), "from the image\nkept")
 	dir := t.TempDir()
 	Docker(t, h, "run", "--rm", "-v", dir+":/host", image, "write", "/host/x", "bound")
 	if text, err := os.ReadFile(filepath.Join(dir, "x")); err != nil || string(text) != "bound\n" {
@@ -131,11 +131,11 @@ func TestVolumes(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "read-only file system") {
 		t.Errorf("a read-only mount took a write: %v", err)
 	}
-	Docker(t, h, "run", "-d", "--name", "c", "-v", "v:/data", image, "sleep")
-	Refused(t, h, []string{"volume is in use"}, "volume", "rm", "v")
-	Docker(t, h, "rm", "-f", "c")
-	Docker(t, h, "volume", "rm", "v")
-	Refused(t, h, []string{"no such volume"}, "volume", "inspect", "v")
+	Docker(t, h, "run", "-d", "--name", "box", "-v", "vol:/data", image, "sleep")
+	Refused(t, h, []string{"volume is in use"}, "volume", "rm", "vol")
+	Docker(t, h, "rm", "-f", "box")
+	Docker(t, h, "volume", "rm", "vol")
+	Refused(t, h, []string{"no such volume"}, "volume", "inspect", "vol")
 }
 
 func TestRestartPolicyAndHealth(t *testing.T) {
@@ -167,7 +167,7 @@ func TestImages(t *testing.T) {
 	contains(t, "images", Docker(t, h, "images", "--format", "{{.Repository}}:{{.Tag}}"), image, "other/name:2")
 	equal(t, "the same image", Docker(t, h, "inspect", "-f", "{{.Id}}", image), Docker(t, h, "inspect", "-f", "{{.Id}}", "other/name:2"))
 	contains(t, "untag", Docker(t, h, "rmi", "other/name:2"), "Untagged: other/name:2")
-	Docker(t, h, "run", "-d", "--name", "c", image, "sleep")
+	Docker(t, h, "run", "-d", "--name", "box", image, "sleep")
 	Refused(t, h, []string{"conflict"}, "rmi", image)
 	Refused(t, h, []string{"No such image: nothing:latest"}, "image", "inspect", "nothing")
 }

@@ -8,13 +8,13 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"runtime"
 	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/sys/thread"
 )
 
 // StatPath describes a path in a container, running or not, volumes included. A link at its end is not followed unless
@@ -265,38 +265,33 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File) er
 // inView runs f on a thread with a mount namespace of its own, in which the mounts are made below rootfs. The thread
 // ends with f, and the mounts with it.
 func inView(rootfs string, plan []plannedMount, f func(root *os.File) error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: a thread in another namespace must not serve anybody else
-		done <- func() error {
-			if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
-				return fmt.Errorf("mount namespace: %w", err)
+	return thread.Throwaway(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("mount namespace: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("mount namespace: %w", err)
+		}
+		for _, p := range plan {
+			if p.Type != MountVolume && p.Type != MountBind {
+				continue
 			}
-			if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-				return fmt.Errorf("mount namespace: %w", err)
-			}
-			for _, p := range plan {
-				if p.Type != MountVolume && p.Type != MountBind {
-					continue
-				}
-				src, err := subpath(p.Source, p.Subpath)
-				if err != nil {
-					return err
-				}
-				if err := bindInto(rootfs, src, p); err != nil {
-					return fmt.Errorf("mount on %s: %w", p.Destination, err)
-				}
-			}
-			// Through the thread's own folder: another thread's namespace does not have the mounts.
-			root, err := os.OpenFile(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+			src, err := subpath(p.Source, p.Subpath)
 			if err != nil {
 				return err
 			}
-			defer root.Close()
-			return f(root)
-		}()
-	}()
-	return <-done
+			if err := bindInto(rootfs, src, p); err != nil {
+				return fmt.Errorf("mount on %s: %w", p.Destination, err)
+			}
+		}
+		// Through the thread's own folder: another thread's namespace does not have the mounts.
+		root, err := os.OpenFile(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return f(root)
+	})
 }
 
 func bindInto(rootfs, src string, p plannedMount) error {

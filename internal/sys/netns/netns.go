@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/sys/thread"
 )
 
 // NS is an open network namespace. The zero value is not usable; Close it when done. It is safe for concurrent use.
@@ -35,7 +35,7 @@ func Create(path string) (*NS, error) {
 		return nil, fmt.Errorf("network namespace %s: %w", path, err)
 	}
 	_ = f.Close()
-	err = onThread(func() error {
+	err = thread.Throwaway(func() error {
 		if err := failpoint.Hit("sys/netns.create.unshare"); err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (n *NS) Close() error { return n.file.Close() }
 // Do runs f inside the namespace, on an OS thread of its own that is thrown away afterwards: goroutines that f starts
 // are not inside.
 func (n *NS) Do(f func() error) error {
-	return onThread(func() error {
+	return thread.Throwaway(func() error {
 		if err := unix.Setns(n.FD(), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace %s: %w", n.path, err)
 		}
@@ -187,15 +187,4 @@ func Remove(path string) error {
 		return fmt.Errorf("unpin network namespace %s: %w", path, err)
 	}
 	return nil
-}
-
-// onThread runs f on a thread that does not outlive it: a thread whose namespace was changed must never run other
-// goroutines.
-func onThread(f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		done <- f()
-	}()
-	return <-done
 }
