@@ -63,6 +63,8 @@ type rootfsTable struct {
 	mu sync.RWMutex
 	// chains are those that are pinned, or about to be.
 	chains sync.Map // chain → *layers
+	// ending are the mounts that the kernel is still writing out: container ID → chan struct{}, closed at the end.
+	ending sync.Map
 	// options are overlayfs' mount options that this kernel knows.
 	options []string
 }
@@ -273,6 +275,14 @@ func (s *Store) MountRootfs(ctx context.Context, containerID, target string) (Ro
 	if mounted, err := mountinfo.Mounted(target); err == nil && mounted {
 		return r, nil
 	}
+	// Two mounts must not share an upper folder.
+	if ended, ok := s.rootfs.ending.Load(containerID); ok {
+		select {
+		case <-ended.(chan struct{}):
+		case <-ctx.Done():
+			return Rootfs{}, ctx.Err()
+		}
+	}
 	m := mount.Mount{Type: "overlay", Source: "overlay", Options: s.overlayOptions(lower, dir)}
 	if err := m.Mount(target); err != nil {
 		return Rootfs{}, fmt.Errorf("mounting the root file system of container %s on %s: %w", containerID, target, err)
@@ -290,8 +300,29 @@ func (s *Store) overlayOptions(lower []string, dir string) []string {
 
 // UnmountRootfs takes the mount on target away, at once for everybody who looks for it and from processes that still
 // have files open there when they close them. It does nothing if there is none.
+//
+// The end of an overlay mount writes out the whole file system below it, which takes milliseconds up to seconds on a busy
+// disk. So the mount is only taken out of the tree here; a descriptor keeps it alive for a moment longer and is closed in
+// the background, where nobody waits for the write, except a MountRootfs of the same container.
 func (s *Store) UnmountRootfs(_ context.Context, containerID, target string) error {
-	err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if mounted, err := mountinfo.Mounted(target); err == nil && !mounted {
+		_ = os.Remove(target)
+		return nil
+	}
+	fd, err := unix.Open(target, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		fd = -1
+	}
+	err = unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if fd >= 0 {
+		ended := make(chan struct{})
+		s.rootfs.ending.Store(containerID, ended)
+		s.removals.Go(func() {
+			defer close(ended)
+			defer s.rootfs.ending.CompareAndDelete(containerID, ended)
+			_ = unix.Close(fd)
+		})
+	}
 	if err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return fmt.Errorf("unmounting the root file system of container %s from %s: %w", containerID, target, err)
 	}

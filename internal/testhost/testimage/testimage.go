@@ -146,6 +146,10 @@ func layer(files map[string]File) ([]byte, error) {
 	dirs := map[string]bool{"/": true}
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		f := files[name]
+		if t, ok := files[f.Hardlink]; ok && f.Hardlink != "" {
+			// A link's entry names the owner and mode of what it links to, and extraction applies them.
+			f.Mode, f.UID, f.GID, f.Xattrs = t.Mode, t.UID, t.GID, t.Xattrs
+		}
 		name = path.Clean("/" + name)
 		if err := parents(tw, dirs, files, path.Dir(name)); err != nil {
 			return nil, err
