@@ -117,6 +117,9 @@ func (m *model) apply(e state.Event) {
 		m.applyAttachment(e.ID, a)
 	case cloud.KindNode:
 		n, _ := e.Object.(*cloud.Node)
+		if (n == nil) != (m.nodes[e.ID] == nil) {
+			m.touchMembers(e.ID)
+		}
 		put(m.nodes, e.ID, n)
 		if n == nil {
 			delete(m.down, e.ID)
@@ -124,6 +127,11 @@ func (m *model) apply(e state.Event) {
 		m.dirty.peers[e.ID], m.dirty.views[e.ID] = true, true
 	case cloud.KindNetwork:
 		n, _ := e.Object.(*cloud.Network)
+		if (n == nil) != (m.networks[e.ID] == nil) { // what services are on depends on which networks there are
+			for id := range m.services {
+				m.dirty.services[id] = true
+			}
+		}
 		put(m.networks, e.ID, n)
 		m.dirty.networks[e.ID] = true
 		if gone, _ := e.Removed.(*cloud.Network); n != nil && n.Spec.Ingress || gone != nil && gone.Spec.Ingress {
@@ -218,14 +226,22 @@ func (m *model) setDown(node string, down bool) {
 	} else {
 		delete(m.down, node)
 	}
+	m.touchMembers(node)
+	m.dirty.views[node] = true
+}
+
+// touchMembers looks again at what runs on a node.
+func (m *model) touchMembers(node string) {
 	for id := range m.tasksOn[node] {
 		m.dirty.tasks[id] = true
 	}
 	for id := range m.attachedOn[node] {
 		m.dirty.attachments[id] = true
 	}
-	m.dirty.views[node] = true
 }
+
+// answers: the node belongs to the cluster and is there.
+func (m *model) answers(node string) bool { return m.nodes[node] != nil && !m.down[node] }
 
 // setDead says that a task was reported as ended, ahead of the state.
 func (m *model) setDead(id string) {
@@ -395,7 +411,7 @@ func (f *flushing) view(node string) {
 			continue
 		}
 		own[key{kindTask, id}] = f.taskDoc(v, t)
-		if t.Status.State.Ended() || f.down[node] && t.Desired > cloud.TaskRunning {
+		if t.Status.State.Ended() {
 			continue
 		}
 		for _, r := range t.Spec.Container.Secrets {
@@ -463,7 +479,7 @@ func (m *model) interest(node string) map[string]bool {
 
 // ready: requests may be sent to the task.
 func (m *model) ready(t *cloud.Task) bool {
-	return t.Serving() && !m.dead[t.ID] && !m.down[t.NodeID]
+	return t.Serving() && !m.dead[t.ID] && m.answers(t.NodeID)
 }
 
 func (m *model) membersOfTask(t *cloud.Task) map[netKey][]byte {
@@ -489,7 +505,7 @@ func (m *model) memberOfAttachment(a *cloud.Attachment) map[netKey][]byte {
 	}
 	member := &cloud.Member{
 		ID: cloud.MemberID(a.ID, a.NetworkID), NetworkID: a.NetworkID, NodeID: a.NodeID, Name: a.Name, Aliases: a.Aliases,
-		Addrs: plain(a.Addrs), Ready: !m.down[a.NodeID],
+		Addrs: plain(a.Addrs), Ready: m.answers(a.NodeID),
 	}
 	docs[netKey{a.NetworkID, key{kindMember, member.ID}}] = encode(member)
 	return docs

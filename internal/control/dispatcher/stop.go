@@ -35,7 +35,7 @@ func (f *flushing) taskDoc(v *view, t *cloud.Task) []byte {
 // mustHold: somebody may still send the task requests.
 func (m *model) mustHold(t *cloud.Task) bool {
 	return t.Desired > cloud.TaskRunning && t.Status.State == cloud.TaskRunning && len(t.Networks) > 0 &&
-		!m.dead[t.ID] && !m.down[t.NodeID] && !m.released[t.ID]
+		!m.dead[t.ID] && m.answers(t.NodeID) && !m.released[t.ID]
 }
 
 // letGo releases the stops that need to wait no longer and reports whether there were any. It is called with all views
