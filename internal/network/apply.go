@@ -251,6 +251,9 @@ func (c *clusterSide) unpublish(ctx context.Context, p *plan) error {
 
 // prune removes the overlays that the view has no more and that nobody here is on; all of them without a cluster.
 func (c *clusterSide) prune(ctx context.Context, p *plan) error {
+	if p.empty {
+		return c.ov.Clear(ctx)
+	}
 	ids, err := c.ov.IDs()
 	if err != nil {
 		return err
@@ -264,7 +267,7 @@ func (c *clusterSide) prune(ctx context.Context, p *plan) error {
 			errs = append(errs, c.ov.Leave(ctx, id, legKey))
 		}
 		ports, err := c.ov.Ports(id)
-		if err == nil && len(ports) > 0 && !p.empty {
+		if err == nil && len(ports) > 0 {
 			continue
 		}
 		errs = append(errs, err, c.ov.Remove(ctx, id))

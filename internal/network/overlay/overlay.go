@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -76,9 +75,10 @@ type Config struct {
 
 // Driver makes overlays. It is safe for concurrent use.
 type Driver struct {
-	cfg  Config
-	mu   sync.Mutex
-	nets map[string]*segment
+	cfg      Config
+	mu       sync.Mutex
+	nets     map[string]*segment
+	prepared bool // the host's namespace is
 }
 
 // New returns a driver over what is pinned in cfg.Dir. It touches nothing.
@@ -129,6 +129,9 @@ func (d *Driver) IDs() ([]string, error) {
 func (d *Driver) Apply(ctx context.Context, n Network) error {
 	if err := n.check(); err != nil {
 		return err
+	}
+	if err := d.prepareHost(); err != nil {
+		return fmt.Errorf("overlay network %s: %w", n.ID, err)
 	}
 	s, err := d.segment(n.ID, true)
 	if err != nil {
@@ -377,9 +380,14 @@ func (s *segment) adopt(index int) error {
 	if s.vxlan == index && s.remotes != nil {
 		return nil
 	}
-	remotes, err := readRemotes(s.h, index)
+	remotes, alone, err := readRemotes(s.h, index)
 	if err != nil {
 		return err
+	}
+	for mac, node := range alone {
+		if err := link.DelFDB(s.h, index, mac, node); err != nil {
+			return err
+		}
 	}
 	s.vxlan, s.remotes = index, remotes
 	return nil
@@ -421,41 +429,37 @@ func (s *segment) program(ctx context.Context, want map[netip.Addr]netip.Addr) e
 	return errors.Join(errs...)
 }
 
-// readRemotes reads both kinds of entry back. One without its other half is left out, so that program completes it, or
-// is removed if its other half is not known by address.
-func readRemotes(h *netlink.Handle, index int) (map[netip.Addr]netip.Addr, error) {
-	nodes := map[string]netip.Addr{}
+// readRemotes reads both kinds of entry back. A neighbour without its forwarding entry has no underlay address, so that
+// program completes it; forwarding entries without a neighbour, of an Apply that was cut short, are returned apart.
+func readRemotes(h *netlink.Handle, index int) (remotes map[netip.Addr]netip.Addr, alone map[string]netip.Addr, err error) {
+	alone = map[string]netip.Addr{}
 	entries, err := h.NeighList(index, familyBridge)
 	if err != nil {
-		return nil, fmt.Errorf("read forwarding entries: %w", err)
+		return nil, nil, fmt.Errorf("read forwarding entries: %w", err)
 	}
 	for _, e := range entries {
 		if node, ok := netip.AddrFromSlice(e.IP); ok && e.Flags&netlink.NTF_SELF != 0 {
-			nodes[e.HardwareAddr.String()] = node.Unmap()
+			alone[e.HardwareAddr.String()] = node.Unmap()
 		}
 	}
-	remotes := map[netip.Addr]netip.Addr{}
+	remotes = map[netip.Addr]netip.Addr{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		entries, err := h.NeighList(index, family)
 		if err != nil {
-			return nil, fmt.Errorf("read neighbour entries: %w", err)
+			return nil, nil, fmt.Errorf("read neighbour entries: %w", err)
 		}
 		for _, e := range entries {
 			addr, ok := netip.AddrFromSlice(e.IP)
 			if !ok || e.State&netlink.NUD_PERMANENT == 0 || e.HardwareAddr == nil || addr.IsMulticast() {
 				continue
 			}
-			node := nodes[e.HardwareAddr.String()]
-			remotes[addr.Unmap()] = node // invalid: differs from whatever is wanted
-			delete(nodes, e.HardwareAddr.String())
+			remotes[addr.Unmap()] = alone[e.HardwareAddr.String()]
 		}
 	}
-	for mac, node := range nodes { // forwarding entries without a neighbour: an Apply that was cut short
-		if err := link.DelFDB(h, index, mac, node); err != nil {
-			return nil, err
-		}
+	for addr := range remotes {
+		delete(alone, cloud.MAC(addr))
 	}
-	return remotes, nil
+	return remotes, alone, nil
 }
 
 // Remove takes the network away with everything that is on its bridge; none there is no error.
@@ -492,9 +496,24 @@ func (d *Driver) Remove(_ context.Context, id string) error {
 		return err
 	}
 	d.mu.Lock()
+	defer d.mu.Unlock()
 	delete(d.nets, id)
-	d.mu.Unlock()
-	return nil
+	if ids, err := d.IDs(); err != nil || len(ids) > 0 {
+		return err
+	}
+	return d.leaveHost()
+}
+
+// Clear removes every network, and what the host's namespace has for them.
+func (d *Driver) Clear(ctx context.Context) error {
+	ids, err := d.IDs()
+	errs := []error{err}
+	for _, id := range ids {
+		errs = append(errs, d.Remove(ctx, id))
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(append(errs, d.leaveHost())...)
 }
 
 func (s *segment) close() {
@@ -559,10 +578,15 @@ func (d *Driver) Remotes(id string) (map[netip.Addr]netip.Addr, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.vxlan == 0 {
-		return nil, fault.New(fault.NotFound, "overlay network %s is not on this host", id)
+	if err := d.open(s); err != nil {
+		return nil, err
 	}
-	return maps.Clone(s.remotes), nil
+	index, err := link.Index(s.h, vxlanName)
+	if err != nil {
+		return nil, err
+	}
+	remotes, _, err := readRemotes(s.h, index)
+	return remotes, err
 }
 
 // Close forgets what is open. The networks stay.
