@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
@@ -166,15 +167,14 @@ func (m *Membership) Init(ctx context.Context, r InitRequest) (nodeID string, er
 	mg, err := m.startManager(ctx, rec, id, cur.pool, managerStart{
 		listener: l,
 		prepare: func(ctx context.Context, mg *manager) error {
-			if err := mg.store.Update(ctx, func(tx state.WriteTx) error {
-				return errors.Join(tx.Put(cluster), tx.Put(&cloud.Node{
-					Meta:        cloud.Meta{ID: rec.NodeID},
-					Spec:        cloud.NodeSpec{Role: cloud.RoleManager, Availability: cmp.Or(r.Availability, cloud.AvailabilityActive)},
-					Description: cloud.NodeDescription{Hostname: m.cfg.Hostname},
-					Status:      cloud.NodeStatus{State: cloud.NodeUnknown, Addrs: []netip.Addr{dataPath}},
-					Manager:     &cloud.ManagerStatus{Addr: advertise.String(), MemberID: mg.store.MemberID(), PeerURL: rec.peerURL()},
-				}))
-			}); err != nil {
+			first := &cloud.Node{
+				Meta:        cloud.Meta{ID: rec.NodeID},
+				Spec:        cloud.NodeSpec{Role: cloud.RoleManager, Availability: cmp.Or(r.Availability, cloud.AvailabilityActive)},
+				Description: cloud.NodeDescription{Hostname: m.cfg.Hostname},
+				Status:      cloud.NodeStatus{State: cloud.NodeUnknown, Addrs: []netip.Addr{dataPath}},
+				Manager:     &cloud.ManagerStatus{Addr: advertise.String(), MemberID: mg.store.MemberID(), PeerURL: rec.peerURL()},
+			}
+			if err := control.Bootstrap(ctx, mg.store, cluster, first); err != nil {
 				return err
 			}
 			return failpoint.Hit("membership.init.written")
