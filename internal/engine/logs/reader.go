@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -41,7 +42,9 @@ const (
 	maxLine = 4 << 20
 	// maxRotated bounds how many rotated files are looked for.
 	maxRotated = 1000
-	blockSize  = 64 << 10
+	// maxScans bounds how often the files are looked at again because they were rotated meanwhile.
+	maxScans  = 100
+	blockSize = 64 << 10
 )
 
 // Reader reads a log in the order of writing. It is for one goroutine.
@@ -113,43 +116,94 @@ func (r *Reader) Close() error {
 	return errors.Join(errs...)
 }
 
-// open opens the files that hold the tail. It goes from the newest to the oldest: rotation only moves files that way,
-// so that none is missed, and one that is met twice is known by its inode.
-func (r *Reader) open() error {
-	need := r.opts.Tail
-	for n := range maxRotated {
-		s, err := openSource(r.path, n)
-		if errors.Is(err, fs.ErrNotExist) {
-			if n == 0 {
-				continue // between rotation and the new file, or nothing written yet
-			}
-			break
+// open opens the files that hold the tail.
+func (r *Reader) open() (err error) {
+	need := 0
+	r.files, err = r.scan(func(n int, s *source) (verdict, error) {
+		if n == 0 {
+			need = r.opts.Tail
 		}
-		if err != nil {
-			return err
-		}
-		if len(r.files) > 0 && same(s.f, r.files[0].f) {
-			_ = s.f.Close()
-			continue
-		}
-		have := 0
 		if need >= 0 {
-			if have, err = s.seekTail(need); err != nil {
-				_ = s.f.Close()
-				return fmt.Errorf("log %s: %w", s.f.Name(), err)
+			have, err := s.seekTail(need)
+			if err != nil {
+				return stop, fmt.Errorf("log %s: %w", s.f.Name(), err)
 			}
-		}
-		r.files = append([]*source{s}, r.files...)
-		if need >= 0 {
 			if need -= have; need <= 0 {
-				break
+				return takeAndStop, nil
 			}
 		}
 		if !r.opts.Since.IsZero() && s.firstTime().Before(r.opts.Since) {
-			break // what is older is not asked for
+			return takeAndStop, nil // what is older is not asked for
+		}
+		return take, nil
+	})
+	return err
+}
+
+type verdict uint8
+
+const (
+	stop        verdict = iota // neither this file nor an older one
+	take                       // this one, and look at older ones
+	takeAndStop                // this one is the oldest
+)
+
+// scan opens the files of the log from the newest to the oldest as long as judge wants them, and returns them oldest
+// first. n counts the files judged in one try: a log that is rotated meanwhile is looked at once more, since its files
+// change places, until it holds still.
+func (r *Reader) scan(judge func(n int, s *source) (verdict, error)) ([]*source, error) {
+	for try := 0; ; try++ {
+		found, err := r.scanOnce(judge)
+		if err != nil {
+			closeAll(found)
+			return nil, err
+		}
+		now, err := os.Stat(r.path)
+		switch {
+		case try == maxScans:
+			return found, nil
+		case errors.Is(err, fs.ErrNotExist):
+			if len(found) == 0 {
+				return nil, nil
+			}
+		case err != nil:
+			closeAll(found)
+			return nil, err
+		case len(found) > 0:
+			if st, err := found[len(found)-1].f.Stat(); err == nil && os.SameFile(st, now) {
+				return found, nil
+			}
+		}
+		closeAll(found)
+	}
+}
+
+func (r *Reader) scanOnce(judge func(n int, s *source) (verdict, error)) (found []*source, err error) {
+	for n, judged, holes := 0, 0, 0; n < maxRotated && holes < 2; n++ {
+		s, err := openSource(r.path, n)
+		if errors.Is(err, fs.ErrNotExist) {
+			holes++ // a rotation that is under way leaves one
+			continue
+		}
+		if err != nil {
+			return found, err
+		}
+		holes = 0
+		if s.in(found) { // moved up while this looks
+			_ = s.f.Close()
+			continue
+		}
+		v, err := judge(judged, s)
+		if judged++; err != nil || v == stop {
+			_ = s.f.Close()
+			return found, err
+		}
+		found = append([]*source{s}, found...)
+		if v == takeAndStop {
+			break
 		}
 	}
-	return nil
+	return found, nil
 }
 
 func rotated(path string, n int) string {
@@ -182,6 +236,11 @@ func same(a, b *os.File) bool {
 	x, err1 := a.Stat()
 	y, err2 := b.Stat()
 	return err1 == nil && err2 == nil && os.SameFile(x, y)
+}
+
+// in reports whether the file is one of those opened already.
+func (s *source) in(opened []*source) bool {
+	return slices.ContainsFunc(opened, func(o *source) bool { return same(s.f, o.f) })
 }
 
 // rewind goes to the file's beginning.
@@ -421,36 +480,20 @@ func (r *Reader) advance() (bool, error) {
 			return false, nil
 		}
 	}
-	var newer []*source
-	for n := range maxRotated {
-		s, err := openSource(r.path, n)
-		if errors.Is(err, fs.ErrNotExist) {
-			if n == 0 {
-				continue
-			}
-			break
+	newer, err := r.scan(func(n int, s *source) (verdict, error) {
+		switch {
+		case current == nil:
+			return take, nil
+		case same(s.f, current):
+			return stop, nil
+		case n > 0 && !s.firstTime().After(r.last):
+			// The file being read is no longer there, or compressed: what began before its newest entry is known already.
+			return stop, nil
 		}
-		if err != nil {
-			closeAll(newer)
-			return false, err
-		}
-		if current != nil && same(s.f, current) {
-			_ = s.f.Close()
-			break
-		}
-		if len(newer) > 0 && same(s.f, newer[0].f) {
-			_ = s.f.Close()
-			continue
-		}
-		// The file being read is no longer there, or compressed: what began before its newest entry is known already.
-		if n > 0 && current != nil && !s.firstTime().After(r.last) {
-			_ = s.f.Close()
-			break
-		}
-		newer = append([]*source{s}, newer...)
-	}
+		return take, nil
+	})
 	r.files = append(r.files, newer...)
-	return len(newer) > 0, nil
+	return len(newer) > 0, err
 }
 
 func closeAll(ss []*source) {
