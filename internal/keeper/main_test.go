@@ -62,7 +62,7 @@ func withPrograms(m *testing.M) (int, error) {
 	if out, err := exec.Command("gcc", "-static", "-O1", "-o", filepath.Join(rootfs, "tool"), "testdata/tool.c").CombinedOutput(); err != nil {
 		return 0, fmt.Errorf("gcc: %w\n%s", err, out)
 	}
-	build := []string{"build", "-tags", "seccomp runc_nocriu", "-o", keeperBinary}
+	build := []string{"build", "-tags", "seccomp", "-o", keeperBinary}
 	if *raceKeeper {
 		build = append(build, "-race")
 	}

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"encoding/json"
+	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/keeper"
@@ -24,6 +25,7 @@ func (s *Server) attach(conn *wire.Conn, m wire.Message) {
 	sub := p.fan.add(opts.Stdout, opts.Stderr)
 	defer p.fan.remove(sub)
 	s.respond(conn, m.ID, nil, nil)
+	_ = conn.Unix.SetWriteDeadline(time.Time{}) // from here on the queue's bound holds
 	go func() {
 		defer conn.Close()
 		sendOutput(conn, sub)
@@ -92,6 +94,6 @@ func (s *Server) endInput(p *proc) {
 	if err := p.change(func(r *record) { r.StdinClosed = true }); err != nil {
 		p.log.Error("cannot write a record", "err", err)
 	}
-	s.pushDrop(p.target(), wire.HandleStdin)
 	_ = w.Close()
+	s.pushDrop(p.target(), wire.HandleStdin)
 }

@@ -10,16 +10,20 @@ import (
 	"strings"
 )
 
+// ownCgroup returns the path of the keeper's group. Several daemons on one machine have as many keepers.
+func (s *Server) ownCgroup() string {
+	parent := s.cfg.CgroupParent
+	if !strings.HasPrefix(parent, "/") { // a systemd slice
+		parent = "/"
+	}
+	sum := sha256.Sum256([]byte(s.cfg.ExecRoot))
+	return filepath.Join(parent, "sampan-keeper-"+hex.EncodeToString(sum[:4]))
+}
+
 // joinOwnCgroup moves the keeper out of the daemon's group, where systemd ends everything when it ends the daemon. It
 // does without where it may not.
 func (s *Server) joinOwnCgroup() {
-	parent := s.cfg.CgroupParent
-	if !strings.HasPrefix(parent, "/") {
-		parent = "/"
-	}
-	// Several daemons on one machine have as many keepers.
-	sum := sha256.Sum256([]byte(s.cfg.ExecRoot))
-	name := filepath.Join(parent, "sampan-keeper-"+hex.EncodeToString(sum[:4]))
+	name := s.ownCgroup()
 	mounts, err := processTrees("/proc/self/mountinfo")
 	if err != nil {
 		s.log.Warn("cannot find the cgroup file systems", "err", err)
@@ -39,12 +43,7 @@ func (s *Server) joinOwnCgroup() {
 
 // leaveOwnCgroup goes back to the root so that nothing of the keeper's group stays.
 func (s *Server) leaveOwnCgroup() {
-	parent := s.cfg.CgroupParent
-	if !strings.HasPrefix(parent, "/") {
-		parent = "/"
-	}
-	sum := sha256.Sum256([]byte(s.cfg.ExecRoot))
-	name := filepath.Join(parent, "sampan-keeper-"+hex.EncodeToString(sum[:4]))
+	name := s.ownCgroup()
 	mounts, _ := processTrees("/proc/self/mountinfo")
 	for _, mount := range mounts {
 		if err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err == nil {

@@ -17,4 +17,11 @@
 // SIGPIPE nor a byte. The keeper splices from there to the end of a spool file, whose size is thereby exactly what was
 // taken out of the pipe, and from the spool writes the log. A journal in shared memory says how far the log has come; a
 // keeper killed at any instruction leaves enough for the next one to go on with neither a gap nor a byte twice.
+//
+// # Exits
+//
+// A container's first process is the keeper's child: it waits for its pidfd and reaps it. It is no subreaper: what a
+// container in the host's PID namespace leaves behind goes to the host's first process, which reaps it, and no wait for
+// any child can take an exit from libcontainer. A process adopted from a keeper that died is no child; its code comes
+// from /proc while it is a zombie, then from its pidfd (Linux 6.15), else it is unknown and said to be.
 package server

@@ -195,6 +195,7 @@ func (s *Server) serve(uc *net.UnixConn) {
 		return
 	}
 	conn := wire.NewConn(uc)
+	conn.SendTimeout = 10 * time.Second // a daemon that hangs is cut off: no container waits for it
 	defer s.unwatch(conn)
 	for {
 		m, fds, err := conn.Recv()

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"path/filepath"
@@ -45,7 +46,7 @@ func convertSpec(spec keeper.Spec) (*configs.Config, *libcontainer.Process, erro
 		return nil, nil, err
 	}
 	// Without one the container would inherit the keeper's own score, which is far from being killed.
-	bundle.Process.OOMScoreAdj = first(spec.OOMScoreAdj, bundle.Process.OOMScoreAdj)
+	bundle.Process.OOMScoreAdj = cmp.Or(spec.OOMScoreAdj, bundle.Process.OOMScoreAdj, new(int))
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
 		CgroupName:       spec.ID,
 		UseSystemdCgroup: spec.SystemdCgroup,
@@ -56,15 +57,6 @@ func convertSpec(spec keeper.Spec) (*configs.Config, *libcontainer.Process, erro
 		return nil, nil, fault.New(fault.InvalidArgument, "container %s: %w", spec.ID, err)
 	}
 	return config, process, nil
-}
-
-func first(values ...*int) *int {
-	for _, v := range values {
-		if v != nil {
-			return v
-		}
-	}
-	return new(int)
 }
 
 // convertProcess makes libcontainer's process of an OCI one.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -59,7 +60,7 @@ func (s *Server) upgrade(body json.RawMessage) error {
 		return err
 	}
 	if cerr := raw.Control(func(fd uintptr) { state.Listener, err = keep(int(fd)) }); cerr != nil || err != nil {
-		return fmt.Errorf("listening socket: %w", first2(cerr, err))
+		return fmt.Errorf("listening socket: %w", cmp.Or(cerr, err))
 	}
 	for _, p := range s.all() {
 		names, fds := p.handles()
@@ -89,13 +90,6 @@ func (s *Server) upgrade(body json.RawMessage) error {
 	args := append(slices.Clone(s.cfg.Args), "--resume-fd", strconv.Itoa(fd))
 	err = syscall.Exec(req.Binary, args, os.Environ())
 	return fault.New(fault.FailedPrecondition, "cannot run %s: %w", req.Binary, err)
-}
-
-func first2(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
 }
 
 // readResume reads what the program before left.

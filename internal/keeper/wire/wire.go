@@ -14,6 +14,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -114,6 +115,8 @@ func DecodeMessage(r io.Reader) (Message, error) {
 // message it returns, so that the socket can go on as a stream after one.
 type Conn struct {
 	Unix *net.UnixConn
+	// SendTimeout bounds how long Send waits for a peer that does not read; 0: for ever. It is set before the first Send.
+	SendTimeout time.Duration
 
 	send sync.Mutex
 	fds  []int // received, not yet taken by a message
@@ -138,6 +141,11 @@ func (c *Conn) Send(m Message, fds ...int) error {
 	buf := AppendFrame(make([]byte, 0, len(payload)+4), payload)
 	c.send.Lock()
 	defer c.send.Unlock()
+	if c.SendTimeout > 0 {
+		if err := c.Unix.SetWriteDeadline(time.Now().Add(c.SendTimeout)); err != nil {
+			return err
+		}
+	}
 	var oob []byte
 	if len(fds) > 0 {
 		oob = unix.UnixRights(fds...)
