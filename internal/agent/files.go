@@ -133,3 +133,15 @@ func (f *files) remove(task string) {
 		f.logger.Warn("remove a task's secrets", "task", task, "error", err)
 	}
 }
+
+// RemoveSecrets takes away the folder of secrets and configs, and the file system mounted on it: for a node that has left
+// its cluster, once the containers of its tasks are removed.
+func RemoveSecrets(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPERM) {
+		return fmt.Errorf("unmount %s: %w", dir, err)
+	}
+	return os.RemoveAll(dir)
+}

@@ -2,12 +2,12 @@ package control
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
 	"time"
-
-	"google.golang.org/grpc/status"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -275,8 +275,8 @@ func (a *API) Logs(ctx context.Context, taskIDs []string, o LogOptions, emit fun
 	for {
 		f, err := stream.Recv()
 		if err != nil {
-			if _, isStatus := status.FromError(err); !isStatus {
-				return nil // io.EOF: all read
+			if errors.Is(err, io.EOF) {
+				return nil
 			}
 			return rpc.FromStatus(err)
 		}

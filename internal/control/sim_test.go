@@ -119,7 +119,7 @@ func run(t *testing.T, hosts, managers int, test func(t *testing.T, s *sim)) {
 			wg.Go(func() { _ = m.leader.Run(ctx) })
 		}
 		s.api = control.NewAPI(control.APIConfig{Store: s.store, Election: s.managers[0], Local: s.managers[0].leader.Dispatcher(),
-			Leader: func(context.Context) (rpc.DispatcherClient, error) { return &client{s: s, node: names[0]}, nil }})
+			Leader: s.cfgLeader()})
 		for i, name := range names {
 			s.hosts[name] = newHost(s, name, i)
 		}
@@ -130,6 +130,9 @@ func run(t *testing.T, hosts, managers int, test func(t *testing.T, s *sim)) {
 		defer func() {
 			for _, h := range s.hosts {
 				h.crash()
+				if err := agent.RemoveSecrets(filepath.Join(s.dir, h.name, "secrets")); err != nil {
+					t.Error(err)
+				}
 			}
 			cancel()
 			wg.Wait()
@@ -148,6 +151,11 @@ func run(t *testing.T, hosts, managers int, test func(t *testing.T, s *sim)) {
 			t.Error(v)
 		}
 	})
+}
+
+// cfgLeader is how a manager that does not lead reaches the one that does.
+func (s *sim) cfgLeader() func(context.Context) (rpc.DispatcherClient, error) {
+	return func(context.Context) (rpc.DispatcherClient, error) { return &client{s: s, node: "node1"}, nil }
 }
 
 func tailOf(s string, n int) string {
