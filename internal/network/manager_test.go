@@ -880,6 +880,144 @@ func (s *site) state() string {
 	return b.String()
 }
 
+func TestFailedCreateLeavesNothing(t *testing.T) {
+	s := newSite(t)
+	list := failpoint.Record()
+	s.create(Spec{Name: "app"})
+	points := list()
+	if err := s.m.Remove(t.Context(), "app"); err != nil {
+		t.Fatal(err)
+	}
+	before := s.state()
+	for _, p := range points {
+		if strings.HasPrefix(p, "sys/netns") {
+			continue // of the namespaces that are made ahead
+		}
+		disable := failpoint.Enable(p, failpoint.Fail)
+		_, err := s.m.Create(t.Context(), Spec{Name: "app"})
+		disable()
+		if err == nil {
+			t.Errorf("%s: no error", p)
+		}
+		if after := s.state(); after != before {
+			t.Errorf("%s leaves something behind:\n%s\nbefore:\n%s", p, after, before)
+		}
+	}
+	if n := s.create(Spec{Name: "app"}); n.Subnets[0].Subnet.String() != "172.18.0.0/16" {
+		t.Errorf("the subnet of a failed network is not free: %v", n.Subnets)
+	}
+}
+
+// overlays gives the host a view of a cluster of one node with two overlays.
+func (s *site) overlays() {
+	s.t.Helper()
+	view := cloud.NewNodeView()
+	view.Peers["self"] = &cloud.Peer{NodeID: "self", Addrs: []netip.Addr{s.host.Addr}}
+	for i, id := range []string{"wide0000000000000000000a", "closed00000000000000000a"} {
+		p := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 10, byte(i), 0}), 24)
+		view.Networks[id] = &cloud.Network{Meta: cloud.Meta{ID: id},
+			Spec:   cloud.NetworkSpec{Name: strings.TrimRight(id, "0a"), Driver: cloud.DriverOverlay, Attachable: true, Internal: i == 1},
+			Status: cloud.NetworkStatus{VNI: uint32(5000 + i), MTU: 1450, Subnets: []cloud.IPAMConfig{{Subnet: p, Gateway: p.Addr().Next()}}}}
+	}
+	if err := s.m.Apply(s.t.Context(), view, "self"); err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() {
+		s.m.Keep(nil)
+		if err := s.m.Apply(context.Background(), nil, ""); err != nil {
+			s.t.Error(err)
+		}
+	})
+}
+
+func TestSandboxOnAnOverlayReachesTheWorld(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	outside := s.lab.Host("outside")
+	outside.Serve(80)
+	s.overlays()
+	task := func(name, network, addr string, ports ...PortBinding) *testBox {
+		spec := on(name, network)
+		spec.Endpoints[0].IPv4, spec.Endpoints[0].Task, spec.Ports = netip.MustParseAddr(addr), "task-"+name, ports
+		return s.attach(spec)
+	}
+	a := task("a", "wide", "10.10.0.5", PortBinding{Protocol: "tcp", Port: 80, HostPort: 8080})
+	b := task("b", "wide", "10.10.0.6")
+	c := task("c", "closed", "10.10.1.5")
+	a.Serve(80)
+	if len(a.Endpoints) != 1 || a.Endpoints[0].Interface != "eth0" || a.Endpoints[0].MAC != "02:42:0a:0a:00:05" {
+		t.Errorf("endpoints: %+v", a.Endpoints)
+	}
+	if got, _ := b.MustAsk("tcp", "10.10.0.5:80"); got != "a" {
+		t.Errorf("on the overlay: %s", got)
+	}
+	if _, client := a.MustAsk("tcp", hostport(outside.Addr, 80)); client != s.host.Addr.String() {
+		t.Errorf("the outside sees %s", client)
+	}
+	for _, from := range []*nettest.Space{outside, s.host, b.Space} {
+		if got, _ := from.MustAsk("tcp", hostport(s.host.Addr, 8080)); got != "a" {
+			t.Errorf("a port published in host mode, from %s: %s", from.Name, got)
+		}
+	}
+	if _, _, err := c.Ask("tcp", hostport(outside.Addr, 80)); err == nil {
+		t.Error("an internal overlay leads outside")
+	}
+	if got := c.Links(); slices.Contains(got, "eth1") {
+		t.Errorf("links on an internal overlay: %v", got)
+	}
+	gw, err := s.m.Get(gatewayBridge)
+	if err != nil || len(gw.Members) != 2 {
+		t.Fatalf("%+v, %v", gw, err)
+	}
+	if err := b.Ping(gw.Members[fullID("a")].IPv4.Addr()); err == nil {
+		t.Error("sandboxes reach each other by the gateway bridge")
+	}
+	// A bridge network is a better way out: the gateway bridge is left, and taken again.
+	s.create(Spec{Name: "app"})
+	ep, err := s.m.Connect(t.Context(), fullID("a"), EndpointSpec{Network: "app"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a.Gateway() != ep.Gateway4 {
+		t.Errorf("default route by %s, want %s", a.Gateway(), ep.Gateway4)
+	}
+	if gw, _ := s.m.Get(gatewayBridge); len(gw.Members) != 1 {
+		t.Errorf("on the gateway bridge: %v", gw.Members)
+	}
+	if got, _ := outside.MustAsk("tcp", hostport(s.host.Addr, 8080)); got != "a" {
+		t.Error(got)
+	}
+	if err := s.m.Disconnect(t.Context(), fullID("a"), "app"); err != nil {
+		t.Fatal(err)
+	}
+	s.restart()
+	if got, _ := outside.MustAsk("tcp", hostport(s.host.Addr, 8080)); got != "a" {
+		t.Error(got)
+	}
+	if _, client := a.MustAsk("tcp", hostport(outside.Addr, 80)); client != s.host.Addr.String() {
+		t.Errorf("the outside sees %s", client)
+	}
+	if _, err := s.m.Get("wide"); err != nil {
+		t.Errorf("before the first Apply after a restart: %v", err)
+	}
+}
+
+func TestRenamedContainerIsFoundByItsNewName(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.create(Spec{Name: "app"})
+	a, b := s.attach(on("a", "app")), s.attach(on("b", "app"))
+	if err := s.m.Rename(t.Context(), fullID("a"), "fresh"); err != nil {
+		t.Fatal(err)
+	}
+	if got := lookup(t, b, "A", "fresh"); !slices.Equal(got, []string{a.addr(0).String()}) {
+		t.Errorf("fresh is %v", got)
+	}
+	if msg := ask(t, b, "udp", "A", "a"); len(msg.Answers) > 0 {
+		t.Errorf("the old name is still %v", msg.Answers)
+	}
+}
+
 func TestNothingOfOthersIsTouched(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)

@@ -672,6 +672,36 @@ func (m *Manager) change(ctx context.Context, sandboxID string, f func(*sandbox,
 	return nil
 }
 
+// Rename gives a sandbox's owner, the container, another name: its DNS name follows.
+func (m *Manager) Rename(ctx context.Context, sandboxID, owner string) error {
+	m.mu.Lock()
+	sb, ok := m.sandboxes[sandboxID]
+	m.mu.Unlock()
+	if !ok {
+		return nil // its next sandbox has the new name from the start
+	}
+	sb.op.Lock()
+	defer sb.op.Unlock()
+	m.mu.Lock()
+	sb.Spec.Owner = owner
+	for _, e := range sb.all() {
+		e.Owner = owner
+	}
+	for _, j := range sb.Joined {
+		if len(j.DNSNames) > 0 {
+			j.DNSNames = dnsNames(sb.Spec, j.Spec)
+		}
+	}
+	m.mu.Unlock()
+	if sb.gone {
+		return nil
+	}
+	if err := m.keep(sb); err != nil {
+		return err
+	}
+	return m.announce(ctx, sb)
+}
+
 // Sandbox returns a sandbox as it is.
 func (m *Manager) Sandbox(id string) (*Sandbox, bool) {
 	m.mu.Lock()

@@ -308,11 +308,19 @@ func Count() Rule { return Rule{&expr.Counter{}} }
 // NoTrack keeps the packet out of connection tracking; in a chain of priority PriorityRaw.
 func NoTrack() Rule { return Rule{&expr.Notrack{}} }
 
-// The verdicts.
-func Accept() Rule           { return Rule{&expr.Verdict{Kind: expr.VerdictAccept}} }
-func Drop() Rule             { return Rule{&expr.Verdict{Kind: expr.VerdictDrop}} }
-func Return() Rule           { return Rule{&expr.Verdict{Kind: expr.VerdictReturn}} }
+// Accept lets the packet go on behind this chain's hook; chains of other tables still see it.
+func Accept() Rule { return Rule{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+// Drop ends the packet's way, whatever other tables say.
+func Drop() Rule { return Rule{&expr.Verdict{Kind: expr.VerdictDrop}} }
+
+// Return goes back to the chain that jumped here, or to a base chain's policy.
+func Return() Rule { return Rule{&expr.Verdict{Kind: expr.VerdictReturn}} }
+
+// Jump goes on in a chain of the same table and comes back.
 func Jump(chain string) Rule { return Rule{&expr.Verdict{Kind: expr.VerdictJump, Chain: chain}} }
+
+// Goto goes on in a chain of the same table and does not come back.
 func Goto(chain string) Rule { return Rule{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}} }
 
 // Reject answers that the port cannot be reached (and resets TCP).

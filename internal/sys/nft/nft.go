@@ -157,6 +157,7 @@ func explain(err error) error {
 type Tx struct {
 	conn  *nftables.Conn
 	bytes int // about how much is going to be sent
+	sets  uint32
 }
 
 // size makes the socket hold the whole transaction, which the kernel takes in one message only, and answers without the
@@ -266,7 +267,12 @@ func (tx *Tx) addRules(t Table, ch Chain) {
 }
 
 func (tx *Tx) addMap(t Table, m Map) {
-	_ = tx.conn.AddSet(m.lib(t), nil) // fails for anonymous sets only
+	set := m.lib(t)
+	// The number is the transaction's own. Left to the library it would come from a counter that all transactions of the
+	// process share without a lock.
+	tx.sets++
+	set.ID = tx.sets
+	_ = tx.conn.AddSet(set, nil) // fails for anonymous sets only
 	tx.bytes += 300
 }
 

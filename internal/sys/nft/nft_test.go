@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -202,4 +203,19 @@ func TestManyElementsInOneTransaction(t *testing.T) {
 	if n := strings.Count(ruleset(t, ns), ". tcp . 80 :"); n != 30000 {
 		t.Errorf("%d elements, want 30000", n)
 	}
+}
+
+func TestTransactionsAtTheSameTime(t *testing.T) {
+	var wg sync.WaitGroup
+	for range 4 {
+		ns := newNS(t)
+		wg.Go(func() {
+			for range 5 {
+				if err := nft.Open(ns.FD()).Do(func(tx *nft.Tx) error { tx.Replace(table, content()); return nil }); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
