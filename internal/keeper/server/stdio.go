@@ -30,10 +30,12 @@ func makeFifo(path string, uid, gid int) error {
 }
 
 // processEnds are the ends of the pipes that the process gets. They are closed here once it has them.
-type processEnds struct{ stdin, stdout, stderr *os.File }
+// hold keeps the input open for writing until our own end is: an exec reads at once, and would take a pipe without a
+// writer for the end of its input.
+type processEnds struct{ stdin, stdout, stderr, hold *os.File }
 
 func (e processEnds) close() {
-	for _, f := range []*os.File{e.stdin, e.stdout, e.stderr} {
+	for _, f := range []*os.File{e.stdin, e.stdout, e.stderr, e.hold} {
 		if f != nil {
 			_ = f.Close()
 		}
@@ -60,11 +62,9 @@ func openProcessEnds(dir string, openStdin bool) (e processEnds, err error) {
 	}
 	// For reading only, or the process would never see the end of its input. A FIFO opened so does not block when
 	// somebody has it open for writing.
-	hold, err := openBlocking(fifoPath(dir, "stdin"), unix.O_RDWR)
-	if err != nil {
+	if e.hold, err = openBlocking(fifoPath(dir, "stdin"), unix.O_RDWR); err != nil {
 		return e, err
 	}
-	defer hold.Close()
 	e.stdin, err = openBlocking(fifoPath(dir, "stdin"), unix.O_RDONLY)
 	return e, err
 }
