@@ -142,7 +142,7 @@ func (h *host) namespaces(s *specs.Spec, hc *HostConfig, l *launch) {
 	if hc.IpcMode != "host" {
 		add(specs.IPCNamespace, l.ipcns)
 	}
-	if hc.CgroupnsMode == "private" || hc.CgroupnsMode == "" && h.cgroups.unified() && !hc.Privileged {
+	if hc.CgroupnsMode == "private" || hc.CgroupnsMode == "" && h.cgroups.unified() {
 		add(specs.CgroupNamespace, "")
 	}
 }
@@ -173,14 +173,8 @@ func (h *host) addMounts(s *specs.Spec, hc *HostConfig, l *launch, sec security)
 			continue
 		case m.Destination == "/dev/shm" && l.shm != "":
 			m.Type, m.Source, m.Options = "bind", l.shm, []string{"rbind", "rprivate"}
-		case m.Destination == "/dev/mqueue" && hc.IpcMode == "host":
-			m.Type, m.Source, m.Options = "bind", "/dev/mqueue", []string{"rbind", "rprivate"}
 		case m.Destination == "/sys" && hc.Privileged, m.Type == "cgroup" && writableCgroups:
 			m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "ro" })
-		}
-		if hc.PidMode == "host" && m.Destination == "/proc" {
-			// The host's /proc, seen through a mount of its own.
-			m.Type, m.Source, m.Options = "bind", "/proc", []string{"rbind", "nosuid", "noexec", "nodev"}
 		}
 		if s.Root.Readonly && m.Destination == "/sys/fs/cgroup" && !slices.Contains(m.Options, "ro") {
 			m.Options = append(m.Options, "ro")

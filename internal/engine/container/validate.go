@@ -241,6 +241,9 @@ func validateResources(r *Resources, cg hierarchy, cpus int, update bool) (warni
 		drop("Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
 		r.MemorySwap = -1
 	}
+	if r.Memory > 0 && r.MemorySwap == 0 && !update {
+		r.MemorySwap = 2 * r.Memory
+	}
 	if s := r.MemorySwappiness; s != nil {
 		if *s == -1 {
 			r.MemorySwappiness = nil
