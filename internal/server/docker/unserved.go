@@ -2,6 +2,7 @@ package docker
 
 import (
 	"net/http"
+	"strings"
 
 	apibuild "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/plugin"
@@ -25,16 +26,22 @@ func unserved() []route {
 		{"PUT", "/volumes/{name}", "only cluster volumes can be updated, and those are not implemented"},
 		{"GET", "/swarm/unlockkey", "autolock is not implemented: managers keep their keys on disk, readable by root only"},
 		{"POST", "/swarm/unlock", "autolock is not implemented: managers keep their keys on disk, readable by root only"},
-		{"GET", "/plugins/{rest...}", noPlugins},
-		{"POST", "/plugins/{rest...}", noPlugins},
-		{"DELETE", "/plugins/{rest...}", noPlugins},
+		{"GET", "/plugins/privileges", noPlugins},
+		{"POST", "/plugins/pull", noPlugins},
+		{"POST", "/plugins/create", noPlugins},
 	} {
 		out = append(out, route{method: u.method, pattern: u.pattern, serve: func(*response, *request) error {
 			return fault.New(fault.NotImplemented, "%s", u.why)
 		}})
 	}
+	// Clients ask for plugins in passing, when a user has not said what a name is of: that there is none is an answer.
+	for _, method := range []string{"GET", "POST", "DELETE"} {
+		out = append(out, route{method: method, pattern: "/plugins/{rest...}", serve: func(_ *response, r *request) error {
+			name, _, _ := strings.Cut(r.PathValue("rest"), "/")
+			return fault.New(fault.NotFound, "plugin %q not found", name)
+		}})
+	}
 	return append(out,
-		// There are none, which is an answer: clients ask for these in passing.
 		route{method: "GET", pattern: "/plugins", serve: func(w *response, _ *request) error {
 			return writeJSON(w, http.StatusOK, []plugin.Plugin{})
 		}},
