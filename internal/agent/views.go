@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -159,7 +160,10 @@ func (v *views) change(c *rpc.ViewChange) error {
 	}
 	v.mu.Unlock()
 	poke(v.wake)
-	v.a.tasks.sync(&next)
+	// Most changes are of members elsewhere and concern no task of this node.
+	if c.GetFull() || slices.ContainsFunc(c.GetChanges(), func(c *rpc.Change) bool { return c.GetKind() == "task" }) {
+		v.a.tasks.sync(&next)
+	}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control/dispatcher"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
@@ -17,6 +18,9 @@ func ClusterDefaults(s *cloud.ClusterSpec) {
 	}
 	if s.TaskHistoryLimit == 0 {
 		s.TaskHistoryLimit = 5
+	}
+	if s.HeartbeatPeriod == 0 {
+		s.HeartbeatPeriod = dispatcher.HeartbeatPeriod
 	}
 	if s.CertExpiry == 0 {
 		s.CertExpiry = 90 * 24 * time.Hour

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/state"
 )
 
 func TestServiceRunsSpreadAndIsKnownEverywhere(t *testing.T) {
@@ -437,5 +438,38 @@ func TestUnhealthyTaskNeverServes(t *testing.T) {
 		if !slices.ContainsFunc(s.tasks("web"), func(task *cloud.Task) bool { return task.Status.Err == "task: unhealthy container" }) {
 			t.Errorf("no task says why:\n%s", s.describe())
 		}
+	})
+}
+
+// A node may come back at the very moment at which it is written down as lost.
+func TestNodeThatComesBackWhileItIsDeclaredDownIsReady(t *testing.T) {
+	for _, back := range []time.Duration{2900, 3000, 3050, 3100, 3105, 3110, 3150, 3200} {
+		run(t, 2, 1, func(t *testing.T, s *sim) {
+			s.hosts["node2"].setCut(true)
+			s.pass(back * time.Millisecond)
+			s.hosts["node2"].setCut(false)
+			s.pass(10 * time.Second)
+			if n, err := s.api.GetNode(t.Context(), "node2"); err != nil || n.Status.State != cloud.NodeReady {
+				t.Errorf("back after %d ms: %+v, %v", back, n.Status, err)
+			}
+		})
+	}
+}
+
+func TestNodeThatLeavesIsReplacedAtOnce(t *testing.T) {
+	run(t, 3, 1, func(t *testing.T, s *sim) {
+		s.network("net")
+		s.create(webSpec("web", "web:1", 3, "net"))
+		s.serve("web", 3)
+		must(t, s.store.Update(t.Context(), func(tx state.WriteTx) error {
+			n := state.Clone(state.Get[*cloud.Node](tx, "node3"))
+			n.Status.State, n.Status.Message = cloud.NodeDown, "node has left the cluster"
+			return tx.Put(n)
+		}))
+		s.hosts["node3"].setCut(true)
+		s.within(time.Second, "three serve on the others", func() bool {
+			return len(s.hosts["node1"].backends("web")) == 3 && len(s.serving("web")) == 3 &&
+				!slices.ContainsFunc(s.serving("web"), func(task *cloud.Task) bool { return task.NodeID == "node3" })
+		})
 	})
 }

@@ -207,10 +207,24 @@ func (t *term) nodeChanged(e state.Event) {
 		return
 	}
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.sessions[e.ID] == nil { // it said goodbye to another manager
+	s := t.sessions[e.ID]
+	if s == nil || n.Status.Message != silentMessage { // it said goodbye
 		t.model.setDown(e.ID, true)
 	}
+	t.mu.Unlock()
+	if s == nil {
+		t.clock.forget(e.ID)
+		return
+	}
+	if n.Status.Message != silentMessage {
+		t.clock.forget(e.ID)
+		s.end(fault.New(fault.FailedPrecondition, "node %s has left the cluster", e.ID))
+		return
+	}
+	// It was written down as silent after it had come back.
+	go t.persist(s.ctx, e.ID, func(n *cloud.Node) {
+		n.Status.State, n.Status.Message = cloud.NodeReady, ""
+	}, func() bool { return s.ctx.Err() == nil })
 }
 
 // current returns the term of this manager, or the redirect to the leader.

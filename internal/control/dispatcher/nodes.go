@@ -11,6 +11,9 @@ import (
 	"github.com/sampan-cloud/sampan/internal/state"
 )
 
+// silentMessage tells a node that was lost from one that left.
+const silentMessage = "heartbeat failure"
+
 // keepNodes declares nodes down that are silent for too long.
 func (t *term) keepNodes() {
 	ticker := time.NewTicker(tick)
@@ -51,7 +54,7 @@ func (t *term) declareDown(node string) {
 	t.logs.nodeGone(node, true)
 	t.nudge()
 	go t.persist(t.ctx, node, func(n *cloud.Node) {
-		n.Status.State, n.Status.Message = cloud.NodeDown, "heartbeat failure"
+		n.Status.State, n.Status.Message = cloud.NodeDown, silentMessage
 	}, func() bool {
 		t.mu.Lock()
 		defer t.mu.Unlock()
