@@ -26,8 +26,8 @@ import (
 
 // Manager owns the networks of a host. It is safe for concurrent use.
 //
-// Its fields are one more than the house likes: the three drivers' worth of kernel handles, and the books that they are
-// kept in, are told apart by file (bridge, firewall, publish, sandbox, names), and share one lock.
+// A change of one sandbox is made under that sandbox's lock (sandbox.op), so that the kernel works for many of them at a
+// time; what is known of all of them (books) is under mu, which is never held over work in a sandbox.
 type Manager struct {
 	cfg  Config
 	log  *slog.Logger
