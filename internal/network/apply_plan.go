@@ -102,16 +102,17 @@ func underlay(p *cloud.Peer) netip.Addr {
 }
 
 // remotes are the addresses that other nodes have on a network, ready or not, and these nodes' underlay addresses.
-func remotes(view *cloud.NodeView, self string, n *cloud.Network, members []*cloud.Member) (map[netip.Addr]netip.Addr, []netip.Addr) {
-	out := map[netip.Addr]netip.Addr{}
+func remotes(view *cloud.NodeView, self string, n *cloud.Network, members []*cloud.Member) (map[netip.Addr]overlay.Remote, []netip.Addr) {
+	out := map[netip.Addr]overlay.Remote{}
 	peers := map[netip.Addr]bool{}
 	add := func(nodeID string, addrs []netip.Addr) {
 		node := underlay(view.Peers[nodeID])
-		if nodeID == self || !node.IsValid() {
+		if nodeID == self || !node.IsValid() || len(addrs) == 0 {
 			return
 		}
+		mac := cloud.MAC(first(addrs))
 		for _, a := range addrs {
-			out[a.Unmap()] = node
+			out[a.Unmap()] = overlay.Remote{Node: node, MAC: mac}
 			peers[node] = true
 		}
 	}
@@ -124,6 +125,16 @@ func remotes(view *cloud.NodeView, self string, n *cloud.Network, members []*clo
 		}
 	}
 	return out, slices.SortedFunc(maps.Keys(peers), netip.Addr.Compare)
+}
+
+// first is the address that an interface's hardware address is made from: that of IPv4 if it has one.
+func first(addrs []netip.Addr) netip.Addr {
+	for _, a := range addrs {
+		if a = a.Unmap(); a.Is4() {
+			return a
+		}
+	}
+	return addrs[0]
 }
 
 // crew are the members of a service on one network, by address.

@@ -126,15 +126,15 @@ func (s *swarm) difference(boxes map[string]string) string {
 	}
 	vips := map[string]map[netip.Addr][]netip.Addr{}
 	for id, n := range s.view.Networks {
-		remotes := map[netip.Addr]netip.Addr{}
+		remotes := map[netip.Addr]overlay.Remote{}
 		for _, m := range s.view.Members {
 			if m.NetworkID == id && m.NodeID != h.Name {
-				remotes[m.Addrs[0]] = s.view.Peers[m.NodeID].Addrs[0]
+				remotes[m.Addrs[0]] = overlay.At(m.Addrs[0], s.view.Peers[m.NodeID].Addrs[0])
 			}
 		}
 		for node, p := range s.view.Peers {
 			if n.Spec.Ingress && node != h.Name {
-				remotes[p.Ingress.Addrs[0]] = p.Addrs[0]
+				remotes[p.Ingress.Addrs[0]] = overlay.At(p.Ingress.Addrs[0], p.Addrs[0])
 			}
 		}
 		d := overlay.New(overlay.Config{Dir: filepath.Join(h.Dir, "exec", "netns"), Host: h.NS})

@@ -50,11 +50,11 @@ func newTown(t *testing.T, gateway bool) *town {
 	for i, h := range w.hosts {
 		d := overlay.New(overlay.Config{Dir: filepath.Join(h.Dir, "netns"), Host: h.NS})
 		w.drivers = append(w.drivers, d)
-		remotes := map[netip.Addr]netip.Addr{}
+		remotes := map[netip.Addr]overlay.Remote{}
 		for j, other := range w.hosts {
 			if j != i {
-				remotes[leg(j)] = other.Addr
-				remotes[member(j)] = other.Addr
+				remotes[leg(j)] = overlay.At(leg(j), other.Addr)
+				remotes[member(j)] = overlay.At(member(j), other.Addr)
 			}
 		}
 		must(t, d.Apply(t.Context(), overlay.Network{ID: "ingress", VNI: 4096, Local: h.Addr, Remotes: remotes}))

@@ -143,7 +143,19 @@ func (s *Sandbox) set(ns *netns.NS, h *netlink.Handle, cfg SandboxConfig) error 
 	if err := failpoint.Hit("network/ingress.sandbox.routes"); err != nil {
 		return err
 	}
-	err = nft.Open(ns.FD()).Do(func(tx *nft.Tx) error {
+	conn := nft.Open(ns.FD())
+	tables, err := conn.Tables(table.Family)
+	if err != nil {
+		return err
+	}
+	err = conn.Do(func(tx *nft.Tx) error {
+		if !slices.Contains(tables, table.Name) {
+			// Adding is done at once, where replacing waits until no packet can be looking at what is taken away.
+			m := legs
+			m.Elements = macs(next.legs)
+			tx.Add(table, nft.Content{Maps: []nft.Map{m}, Chains: rules(next)})
+			return nil
+		}
 		if s.known == nil || s.known.iface != next.iface || s.known.addr != next.addr || s.known.source != next.source {
 			// The whole, in one transaction: connections keep their marks, which are not in the table.
 			m := legs

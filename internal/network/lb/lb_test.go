@@ -221,3 +221,22 @@ func TestFill(t *testing.T) {
 		t.Errorf("first with different salts: %v", first)
 	}
 }
+
+// TestIPv6: a virtual IP of IPv6 beside one of IPv4, each with its own members.
+func TestIPv6(t *testing.T) {
+	lab := nettest.New(t)
+	a, b := lab.Space("a"), lab.Space("b")
+	a.Wire("eth0", netip.MustParsePrefix("fd00:10::1/64"), b, "eth0", netip.MustParsePrefix("fd00:10::2/64"))
+	b.Serve6(80)
+	v4, v6 := addr("10.10.0.100"), addr("fd00:10::100")
+	table := lb.Open(a.Path(), a.Name)
+	must(t, table.Set(map[netip.Addr]*lb.VIP{v4: {Addr: v4}, v6: {Addr: v6, Members: []netip.Addr{addr("fd00:10::2")}}}))
+	if got, _ := a.MustAsk("tcp", "[fd00:10::100]:80"); got != "b" {
+		t.Errorf("the virtual IP of IPv6 is %s", got)
+	}
+	again := lb.Open(a.Path(), a.Name)
+	must(t, again.Set(map[netip.Addr]*lb.VIP{v6: {Addr: v6}}))
+	if _, _, err := a.Ask("tcp", "[fd00:10::100]:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("without members: %v, want a refusal", err)
+	}
+}

@@ -49,13 +49,22 @@ const (
 
 // Network is an overlay as it should be on this host.
 type Network struct {
-	ID    string
-	VNI   uint32
-	MTU   int        // 0: the underlay's less Overhead
-	Local netip.Addr // this host's underlay address
-	// Remotes are the addresses that other hosts have on the network, with those hosts' underlay addresses.
-	Remotes map[netip.Addr]netip.Addr
+	ID      string
+	VNI     uint32
+	MTU     int                   // 0: the underlay's less Overhead
+	Local   netip.Addr            // this host's underlay address
+	Remotes map[netip.Addr]Remote // the addresses that other hosts have on the network
 }
+
+// Remote is where an address is.
+type Remote struct {
+	Node netip.Addr // underlay address of the host
+	// MAC is the interface's; one interface may have several addresses.
+	MAC string
+}
+
+// At returns the place of an interface that has only the given address.
+func At(addr, node netip.Addr) Remote { return Remote{Node: node, MAC: cloud.MAC(addr)} }
 
 // Port is an interface of somebody's namespace on the network's bridge.
 type Port struct {
@@ -101,8 +110,14 @@ type segment struct {
 	bridge  int
 	vxlan   int
 	mtu     int
-	remotes map[netip.Addr]netip.Addr // as programmed
+	entries *entries // as programmed; nil: to be read
 	gone    bool
+}
+
+// entries are what a VXLAN device knows.
+type entries struct {
+	fdb   map[string]netip.Addr // hardware address to underlay address
+	neigh map[netip.Addr]string // address to hardware address
 }
 
 func (d *Driver) path(id string) string { return filepath.Join(d.cfg.Dir, prefix+id) }
@@ -298,6 +313,11 @@ func (d *Driver) ensureBridge(s *segment, mtu int) error {
 	if err != nil {
 		return err
 	}
+	// Groups are not learnt either: the few packets of neighbour discovery go to every port.
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: bridgeName, Index: index}}
+	if err := s.h.BridgeSetMcastSnoop(br, false); err != nil {
+		return fmt.Errorf("set up %s: %w", bridgeName, err)
+	}
 	if err := link.Up(s.h, bridgeName); err != nil {
 		return err
 	}
@@ -324,7 +344,7 @@ func (d *Driver) ensureVXLAN(host *netlink.Handle, n Network, s *segment, mtu in
 			return err
 		}
 	}
-	s.vxlan, s.remotes = 0, nil
+	s.vxlan, s.entries = 0, nil
 	err = link.AddVXLAN(host, link.VXLAN{Name: vxlanName, VNI: n.VNI, Port: d.cfg.Port, Local: n.Local, MTU: mtu, NS: s.ns.FD(), Proxy: true})
 	if fault.Is(err, fault.AlreadyExists) {
 		return fault.New(fault.Conflict, "VXLAN number %d on UDP port %d is in use by another program or network of this host: %w", n.VNI, d.cfg.Port, err)
@@ -377,89 +397,101 @@ func (s *segment) setMTU(mtu int) error {
 
 // adopt reads what the device forwards, unless that is known.
 func (s *segment) adopt(index int) error {
-	if s.vxlan == index && s.remotes != nil {
+	if s.vxlan == index && s.entries != nil {
 		return nil
 	}
-	remotes, alone, err := readRemotes(s.h, index)
+	e, err := readEntries(s.h, index)
 	if err != nil {
 		return err
 	}
-	for mac, node := range alone {
-		if err := link.DelFDB(s.h, index, mac, node); err != nil {
-			return err
-		}
-	}
-	s.vxlan, s.remotes = index, remotes
+	s.vxlan, s.entries = index, e
 	return nil
 }
 
-// program makes the forwarding and neighbour entries those of want.
-func (s *segment) program(ctx context.Context, want map[netip.Addr]netip.Addr) error {
-	var errs []error
-	for addr, node := range s.remotes {
-		if _, ok := want[addr]; ok {
-			continue
-		}
-		// The neighbour first: while only the forwarding entry is left, nothing new is sent there.
-		err := errors.Join(link.DelNeigh(s.h, s.vxlan, addr), link.DelFDB(s.h, s.vxlan, cloud.MAC(addr), node))
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		delete(s.remotes, addr)
+// program makes the forwarding and neighbour entries those of want. An address gets its neighbour entry last and loses
+// it first, so that nothing is sent to a hardware address that is not forwarded.
+func (s *segment) program(ctx context.Context, remotes map[netip.Addr]Remote) error {
+	want := entries{map[string]netip.Addr{}, map[netip.Addr]string{}}
+	for addr, r := range remotes {
+		want.fdb[r.MAC], want.neigh[addr] = r.Node, r.MAC
 	}
-	for addr, node := range want {
-		if s.remotes[addr] == node {
-			continue
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := failpoint.Hit("network/overlay.program.entry"); err != nil {
-			return err
-		}
-		mac := cloud.MAC(addr)
-		err := errors.Join(link.SetFDB(s.h, s.vxlan, mac, node), link.SetNeigh(s.h, s.vxlan, addr, mac))
-		if err != nil {
+	var errs []error
+	note := func(err error, done func()) {
+		if err == nil {
+			done()
+		} else {
 			errs = append(errs, err)
+		}
+	}
+	have := s.entries
+	for addr := range have.neigh {
+		if _, ok := want.neigh[addr]; !ok {
+			note(link.DelNeigh(s.h, s.vxlan, addr), func() { delete(have.neigh, addr) })
+		}
+	}
+	for mac, node := range have.fdb {
+		if _, ok := want.fdb[mac]; !ok {
+			note(link.DelFDB(s.h, s.vxlan, mac, node), func() { delete(have.fdb, mac) })
+		}
+	}
+	for mac, node := range want.fdb {
+		if have.fdb[mac] == node {
 			continue
 		}
-		s.remotes[addr] = node
+		if err := errors.Join(ctx.Err(), failpoint.Hit("network/overlay.program.forwarding")); err != nil {
+			return err
+		}
+		note(link.SetFDB(s.h, s.vxlan, mac, node), func() { have.fdb[mac] = node })
+	}
+	six := false
+	for addr, mac := range want.neigh {
+		if have.neigh[addr] == mac {
+			continue
+		}
+		if addr.Is6() && !six {
+			if err := s.speakIPv6(); err != nil {
+				return err
+			}
+			six = true
+		}
+		if err := errors.Join(ctx.Err(), failpoint.Hit("network/overlay.program.neighbour")); err != nil {
+			return err
+		}
+		note(link.SetNeigh(s.h, s.vxlan, addr, mac), func() { have.neigh[addr] = mac })
 	}
 	return errors.Join(errs...)
 }
 
-// readRemotes reads both kinds of entry back. A neighbour without its forwarding entry has no underlay address, so that
-// program completes it; forwarding entries without a neighbour, of an Apply that was cut short, are returned apart.
-func readRemotes(h *netlink.Handle, index int) (remotes map[netip.Addr]netip.Addr, alone map[string]netip.Addr, err error) {
-	alone = map[string]netip.Addr{}
-	entries, err := h.NeighList(index, familyBridge)
+// speakIPv6 lets the VXLAN device have neighbours of IPv6, and no address for itself.
+func (s *segment) speakIPv6() error {
+	return s.ns.Do(func() error {
+		return errors.Join(netns.WriteSysctl("net.ipv6.conf."+vxlanName+".addr_gen_mode", "1"),
+			netns.WriteSysctl("net.ipv6.conf."+vxlanName+".disable_ipv6", "0"))
+	})
+}
+
+func readEntries(h *netlink.Handle, index int) (*entries, error) {
+	e := &entries{map[string]netip.Addr{}, map[netip.Addr]string{}}
+	all, err := h.NeighList(index, familyBridge)
 	if err != nil {
-		return nil, nil, fmt.Errorf("read forwarding entries: %w", err)
+		return nil, fmt.Errorf("read forwarding entries: %w", err)
 	}
-	for _, e := range entries {
-		if node, ok := netip.AddrFromSlice(e.IP); ok && e.Flags&netlink.NTF_SELF != 0 {
-			alone[e.HardwareAddr.String()] = node.Unmap()
+	for _, n := range all {
+		if node, ok := netip.AddrFromSlice(n.IP); ok && n.Flags&netlink.NTF_SELF != 0 {
+			e.fdb[n.HardwareAddr.String()] = node.Unmap()
 		}
 	}
-	remotes = map[netip.Addr]netip.Addr{}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		entries, err := h.NeighList(index, family)
-		if err != nil {
-			return nil, nil, fmt.Errorf("read neighbour entries: %w", err)
+		if all, err = h.NeighList(index, family); err != nil {
+			return nil, fmt.Errorf("read neighbour entries: %w", err)
 		}
-		for _, e := range entries {
-			addr, ok := netip.AddrFromSlice(e.IP)
-			if !ok || e.State&netlink.NUD_PERMANENT == 0 || e.HardwareAddr == nil || addr.IsMulticast() {
-				continue
+		for _, n := range all {
+			if addr, ok := netip.AddrFromSlice(n.IP); ok && n.State&netlink.NUD_PERMANENT != 0 && n.HardwareAddr != nil {
+				e.neigh[addr.Unmap()] = n.HardwareAddr.String()
 			}
-			remotes[addr.Unmap()] = alone[e.HardwareAddr.String()]
 		}
 	}
-	for addr := range remotes {
-		delete(alone, cloud.MAC(addr))
-	}
-	return remotes, alone, nil
+	return e, nil
 }
 
 // Remove takes the network away with everything that is on its bridge; none there is no error.
@@ -523,7 +555,7 @@ func (s *segment) close() {
 	if s.ns != nil {
 		_ = s.ns.Close()
 	}
-	s.h, s.ns, s.bridge, s.vxlan, s.remotes = nil, nil, 0, 0, nil
+	s.h, s.ns, s.bridge, s.vxlan, s.entries = nil, nil, 0, 0, nil
 }
 
 // Ports lists the ports of the network's bridge, as PortName gives them.
@@ -571,7 +603,7 @@ func (d *Driver) MTU(id string) int {
 }
 
 // Remotes are the addresses that are forwarded to other hosts, as the kernel has them.
-func (d *Driver) Remotes(id string) (map[netip.Addr]netip.Addr, error) {
+func (d *Driver) Remotes(id string) (map[netip.Addr]Remote, error) {
 	s, err := d.segment(id, false)
 	if err != nil {
 		return nil, err
@@ -585,8 +617,15 @@ func (d *Driver) Remotes(id string) (map[netip.Addr]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	remotes, _, err := readRemotes(s.h, index)
-	return remotes, err
+	e, err := readEntries(s.h, index)
+	if err != nil {
+		return nil, err
+	}
+	out := map[netip.Addr]Remote{}
+	for addr, mac := range e.neigh {
+		out[addr] = Remote{Node: e.fdb[mac], MAC: mac}
+	}
+	return out, nil
 }
 
 // Close forgets what is open. The networks stay.

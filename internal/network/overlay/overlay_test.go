@@ -68,8 +68,8 @@ func TestTwoOverlaysWithTheSameAddresses(t *testing.T) {
 	ctx := t.Context()
 	// Both networks have 10.10.0.2 on host one and 10.10.0.3 on host two.
 	for id, vni := range map[string]uint32{"red": 4097, "blue": 4098} {
-		must(t, one.d.Apply(ctx, overlay.Network{ID: id, VNI: vni, Local: one.Addr, Remotes: map[netip.Addr]netip.Addr{addr("10.10.0.3"): two.Addr}}))
-		must(t, two.d.Apply(ctx, overlay.Network{ID: id, VNI: vni, Local: two.Addr, Remotes: map[netip.Addr]netip.Addr{addr("10.10.0.2"): one.Addr}}))
+		must(t, one.d.Apply(ctx, overlay.Network{ID: id, VNI: vni, Local: one.Addr, Remotes: map[netip.Addr]overlay.Remote{addr("10.10.0.3"): overlay.At(addr("10.10.0.3"), two.Addr)}}))
+		must(t, two.d.Apply(ctx, overlay.Network{ID: id, VNI: vni, Local: two.Addr, Remotes: map[netip.Addr]overlay.Remote{addr("10.10.0.2"): overlay.At(addr("10.10.0.2"), one.Addr)}}))
 	}
 	boxes := map[string]*nettest.Space{}
 	for _, id := range []string{"red", "blue"} {
@@ -93,11 +93,11 @@ func TestTwoOverlaysWithTheSameAddresses(t *testing.T) {
 
 	// A new daemon finds what is there, changes nothing and breaks nothing.
 	one.start()
-	must(t, one.d.Apply(ctx, overlay.Network{ID: "red", VNI: 4097, Local: one.Addr, Remotes: map[netip.Addr]netip.Addr{addr("10.10.0.3"): two.Addr}}))
+	must(t, one.d.Apply(ctx, overlay.Network{ID: "red", VNI: 4097, Local: one.Addr, Remotes: map[netip.Addr]overlay.Remote{addr("10.10.0.3"): overlay.At(addr("10.10.0.3"), two.Addr)}}))
 	must(t, c.Echo([]byte("still there")))
 	remotes, err := one.d.Remotes("red")
 	must(t, err)
-	if len(remotes) != 1 || remotes[addr("10.10.0.3")] != two.Addr {
+	if len(remotes) != 1 || remotes[addr("10.10.0.3")].Node != two.Addr {
 		t.Errorf("after a restart the network forwards %v", remotes)
 	}
 
@@ -125,7 +125,7 @@ func TestTwoOverlaysWithTheSameAddresses(t *testing.T) {
 func TestBrokenOffAnywhereAppliesAgain(t *testing.T) {
 	lab := nettest.New(t)
 	one := newSite(t, lab, "one")
-	n := overlay.Network{ID: "net", VNI: 5000, Local: one.Addr, Remotes: map[netip.Addr]netip.Addr{addr("10.10.0.3"): addr("10.99.0.7")}}
+	n := overlay.Network{ID: "net", VNI: 5000, Local: one.Addr, Remotes: map[netip.Addr]overlay.Remote{addr("10.10.0.3"): overlay.At(addr("10.10.0.3"), addr("10.99.0.7"))}}
 	join := func(b *nettest.Space) error {
 		_, err := one.d.Join(t.Context(), "net", overlay.Port{Key: "k", NetNS: b.Path(), Interface: "eth0", Addrs: []netip.Prefix{netip.MustParsePrefix("10.10.0.2/24")}})
 		return err
@@ -162,5 +162,36 @@ func TestBrokenOffAnywhereAppliesAgain(t *testing.T) {
 				t.Errorf("left: %v", ids)
 			}
 		})
+	}
+}
+
+// TestTwoFamilies: an interface with an IPv4 and an IPv6 address is reached by both.
+func TestTwoFamilies(t *testing.T) {
+	lab := nettest.New(t)
+	sites := []*site{newSite(t, lab, "one"), newSite(t, lab, "two")}
+	four, six := []string{"10.10.0.2", "10.10.0.3"}, []string{"fd00:10::2", "fd00:10::3"}
+	var boxes []*nettest.Space
+	for i, s := range sites {
+		far := overlay.At(addr(four[1-i]), sites[1-i].Addr)
+		must(t, s.d.Apply(t.Context(), overlay.Network{ID: "net", VNI: 4097, Local: s.Addr,
+			Remotes: map[netip.Addr]overlay.Remote{addr(four[1-i]): far, addr(six[1-i]): far}}))
+		b := lab.Space("box" + s.Name)
+		_, err := s.d.Join(t.Context(), "net", overlay.Port{Key: b.Name, NetNS: b.Path(), Interface: "eth0",
+			Addrs: []netip.Prefix{netip.PrefixFrom(addr(four[i]), 24), netip.PrefixFrom(addr(six[i]), 64)}})
+		must(t, err)
+		b.Serve(80)
+		b.Serve6(80)
+		boxes = append(boxes, b)
+	}
+	for _, at := range []string{"10.10.0.3:80", "[fd00:10::3]:80"} {
+		if got, _ := boxes[0].MustAsk("tcp", at); got != "boxtwo" {
+			t.Errorf("%s is %s", at, got)
+		}
+	}
+	// One address goes, the other is still forwarded.
+	must(t, sites[0].d.Apply(t.Context(), overlay.Network{ID: "net", VNI: 4097, Local: sites[0].Addr,
+		Remotes: map[netip.Addr]overlay.Remote{addr(six[1]): overlay.At(addr(four[1]), sites[1].Addr)}}))
+	if got, _ := boxes[0].MustAsk("tcp", "[fd00:10::3]:80"); got != "boxtwo" {
+		t.Errorf("by IPv6 alone %s answers", got)
 	}
 }
