@@ -14,15 +14,19 @@ const pollEvery = 50 * time.Millisecond
 func Wait(ctx context.Context, what string, ready func(ctx context.Context) error) error {
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
+	var last error
 	for {
 		err := ready(ctx)
 		if err == nil {
 			return nil
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err // what a look says that was cut short by the bound tells nothing
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("waited in vain for %s: %w", what, err)
+			return fmt.Errorf("waited in vain for %s: %w", what, last)
 		}
 	}
 }

@@ -72,7 +72,7 @@ func TestRefusals(t *testing.T) {
 	remote := a.Addr.String() + ":2377"
 	Refused(t, b, []string{"invalid join token"}, "swarm", "join", "--token", "SWMTKN-1-nonsense", remote)
 	digest := strings.Split(worker, "-")
-	other := digest[2][1:] + digest[2][:1]
+	other := digest[2][:1] + digest[2][2:] + digest[2][1:2]
 	Refused(t, b, []string{"fingerprint"}, "swarm", "join", "--token", "SWMTKN-1-"+other+"-"+digest[3], remote)
 	Refused(t, b, []string{"join token"}, "swarm", "join", "--token", "SWMTKN-1-"+digest[2]+"-"+strings.Repeat("0", len(digest[3])), remote)
 	Refused(t, b, []string{"10.99.0.77:2377"}, "swarm", "join", "--token", worker, "10.99.0.77:2377")
@@ -91,7 +91,7 @@ func TestRefusals(t *testing.T) {
 	Refused(t, a, []string{"already exists"}, "service", "create", "--name", "s", image)
 	Refused(t, a, []string{"8080", "already in use"}, "service", "create", "--name", "t", "--publish", "8080:80", image)
 	Refused(t, a, []string{"nothing"}, "service", "create", "--name", "t", "--network", "nothing", image)
-	Refused(t, a, []string{"service nothing not found"}, "service", "inspect", "nothing")
+	Refused(t, a, []string{"no such service: nothing"}, "service", "inspect", "nothing")
 	Refused(t, a, []string{"in use by service"}, "network", "rm", "n")
 	Refused(t, a, []string{"constraint"}, "service", "create", "--name", "t", "--constraint", "node.nonsense", image)
 	Docker(t, a, "service", "create", "-d", "--no-resolve-image", "--name", "huge", "--reserve-cpu", "500", image)
