@@ -695,6 +695,20 @@ func TestKeeperDiesWhileMakingAContainer(t *testing.T) {
 	}
 }
 
+func TestKeeperDiesWhileStarting(t *testing.T) {
+	for _, point := range []string{"keeper.start.stopped", "keeper.start.continued"} {
+		t.Run(point, func(t *testing.T) {
+			h := newHostWith(t, point+"=kill")
+			s := h.spec("exit", "3")
+			st := h.run(s)
+			if st.StartedAt.IsZero() {
+				t.Errorf("%+v", st)
+			}
+			mustExit(t, h.exit(s.ID, ""), 3)
+		})
+	}
+}
+
 func TestKeeperDiesBetweenAnExitAndItsReport(t *testing.T) {
 	h := newHostWith(t, "keeper.exit.before-drain=kill")
 	s := h.spec("print", "all ", "of ", "it")

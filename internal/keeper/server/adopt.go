@@ -134,7 +134,7 @@ func (s *Server) adoptContainer(id string, given handed) error {
 	if lc != nil && rec.Status.State != keeper.Exited {
 		if st, err := lc.Status(); err == nil {
 			c.rec.Status.Paused = st == libcontainer.Paused
-			if rec.Status.State == keeper.Created && (st == libcontainer.Running || st == libcontainer.Paused) {
+			if rec.Status.State == keeper.Created && !rec.Starting && (st == libcontainer.Running || st == libcontainer.Paused) {
 				// Its program was let run, and the keeper died before it could note that.
 				c.rec.Status.State = keeper.Running
 				c.rec.Status.StartedAt = time.Now().UTC()
@@ -187,6 +187,9 @@ func (s *Server) resumeProc(c *container, p *proc, given handed) {
 		p.log.Error("cannot go on with a process' streams", "err", err)
 	}
 	p.run()
+	if p.rec.Starting && p.rec.Status.State == keeper.Created && p.pidfd != nil {
+		s.resumeStart(p, given.take(t, wire.HandleStart))
+	}
 	s.pushHold(p)
 	switch {
 	case p.rec.Final != nil:

@@ -209,18 +209,8 @@ func (s *Server) start(id string) (keeper.Status, error) {
 	if st := c.status(); st.State != keeper.Created {
 		return st, fault.New(fault.Conflict, "container %s was started already", id)
 	}
-	lc, err := c.runtime()
-	if err != nil {
-		return keeper.Status{}, err
-	}
-	if err := lc.Exec(); err != nil {
+	if err := s.letRun(c.proc); err != nil {
 		return keeper.Status{}, startError(fmt.Errorf("starting container %s: %w", id, err))
-	}
-	if err := c.change(func(r *record) {
-		r.Status.State = keeper.Running
-		r.Status.StartedAt = time.Now().UTC()
-	}); err != nil {
-		s.log.Error("cannot write a container's record", "container", id, "err", err)
 	}
 	return c.status(), nil
 }

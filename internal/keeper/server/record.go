@@ -12,7 +12,8 @@ import (
 type record struct {
 	ID          string         `json:"id"`
 	ExecID      string         `json:"execID,omitempty"`
-	Making      bool           `json:"making,omitempty"` // it is not whole: to be taken down
+	Making      bool           `json:"making,omitempty"`   // it is not whole: to be taken down
+	Starting    bool           `json:"starting,omitempty"` // it was asked to run; perhaps it does
 	Terminal    bool           `json:"terminal,omitempty"`
 	OpenStdin   bool           `json:"openStdin,omitempty"`
 	StdinOnce   bool           `json:"stdinOnce,omitempty"`

@@ -79,4 +79,5 @@ const (
 	HandleStdin  = "stdin"  // the writing end
 	HandleStdout = "stdout" // the reading end: keeps what is in the pipe if the process goes while no keeper is there
 	HandleStderr = "stderr"
+	HandleStart  = "start" // the reading end by which a created container is let run, while it is
 )
