@@ -4,12 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"strings"
+	"time"
 
+	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	rerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -17,123 +20,146 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
-// Login asks the registry that auth.ServerAddress names ("" is Docker Hub) whether it takes the credentials. It keeps
-// nothing; clients keep credentials and send them along.
-func (s *Store) Login(ctx context.Context, auth Auth) (identityToken string, err error) {
-	host := registryHost(auth.ServerAddress)
-	if host == "" {
-		return "", fault.New(fault.InvalidArgument, "invalid registry address %q: want HOST[:PORT]", auth.ServerAddress)
-	}
-	client := s.hub.client(ctx, host)
-	authz := authorizer(client, host, auth)
-	var seen []*http.Response
-	for range 3 {
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+host+"/v2/", nil)
-		if err != nil {
-			return "", fault.New(fault.InvalidArgument, "invalid registry address %q: %w", auth.ServerAddress, err)
-		}
-		if err := authz.Authorize(ctx, req); err != nil {
-			return "", loginError(host, err)
-		}
-		res, err := client.Do(req)
-		if err != nil {
-			return "", loginError(host, err)
-		}
-		_ = res.Body.Close()
-		switch {
-		case res.StatusCode == http.StatusOK:
-			return auth.IdentityToken, nil
-		case res.StatusCode != http.StatusUnauthorized:
-			return "", fault.New(fault.Unavailable, "login attempt to https://%s/v2/ failed with status: %s", host, res.Status)
-		}
-		seen = append(seen, res)
-		if err := authz.AddResponses(ctx, seen); err != nil {
-			return "", loginError(host, err)
-		}
-	}
-	return "", loginError(host, docker.ErrInvalidAuthorization)
-}
-
-// registryHost returns the host of an address as users write it: with or without a scheme and a path.
-func registryHost(address string) string {
-	if address == "" || strings.Contains(address, "index.docker.io") || address == hubDomain {
-		return hubHost
-	}
-	if !strings.Contains(address, "://") {
-		address = "https://" + address
-	}
-	u, err := url.Parse(address)
-	if err != nil {
-		return ""
-	}
-	return u.Host
-}
-
-func loginError(host string, err error) error {
-	var unexpected interface{ Timeout() bool }
-	switch {
-	case errors.Is(err, docker.ErrInvalidAuthorization), strings.Contains(err.Error(), "401"):
-		return fault.New(fault.Unauthorized, "Get \"https://%s/v2/\": unauthorized: incorrect username or password", host)
-	case errors.Is(err, context.Canceled):
-		return err
-	case errors.As(err, &unexpected):
-		return fault.New(fault.Unavailable, "login to %s: %w", host, err)
-	}
-	return fault.New(fault.Unauthorized, "login to %s: %w", host, err)
-}
-
-// Resolve returns the descriptor that a registry has for ref, and the platforms there are of it. Nothing is kept.
+// Resolve asks a registry what ref stands for: the descriptor of the manifest or index, and the platforms there are of it.
+// Nothing is stored.
 func (s *Store) Resolve(ctx context.Context, ref string, auth Auth) (ocispec.Descriptor, []ocispec.Platform, error) {
 	named, err := parseRef(ref)
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
 	}
+	ctx = s.ns(ctx)
 	resolver := s.hub.resolver(ctx, named, auth, false, nil)
 	_, desc, err := resolver.Resolve(ctx, named.String())
 	if err != nil {
 		return desc, nil, registryError("pull", named, err)
 	}
-	fetch := func(d ocispec.Descriptor, into any) error {
-		if err := checkDescriptor(d); err != nil || d.Size > maxManifest {
-			return fault.New(fault.InvalidArgument, "%s: malformed descriptor of %s", reference.FamiliarString(named), d.Digest)
+	fetcher, err := resolver.Fetcher(ctx, named.String())
+	if err != nil {
+		return desc, nil, registryError("pull", named, err)
+	}
+	list, err := platformsOf(ctx, fetcher, &desc)
+	return desc, list, registryError("pull", named, err)
+}
+
+// platformsOf reads the platforms of a manifest or index, and its media type if the registry did not say.
+func platformsOf(ctx context.Context, f remotes.Fetcher, desc *ocispec.Descriptor) ([]ocispec.Platform, error) {
+	b, err := fetchSmall(ctx, f, *desc, maxManifest)
+	if err != nil {
+		return nil, err
+	}
+	if mt := sniffMediaType(b); mt != "" {
+		desc.MediaType = mt
+	}
+	if isIndex(desc.MediaType) {
+		var idx ocispec.Index
+		if err := json.Unmarshal(b, &idx); err != nil {
+			return nil, fmt.Errorf("index %s: %w", desc.Digest, err)
 		}
-		fetcher, err := resolver.Fetcher(ctx, named.String())
+		var list []ocispec.Platform
+		for _, m := range idx.Manifests {
+			if m.Platform != nil && m.Platform.OS != "unknown" {
+				list = append(list, platforms.Normalize(*m.Platform))
+			}
+		}
+		return list, nil
+	}
+	var m ocispec.Manifest
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("manifest %s: %w", desc.Digest, err)
+	}
+	if b, err = fetchSmall(ctx, f, m.Config, maxConfig); err != nil {
+		return nil, err
+	}
+	var p ocispec.Platform
+	if err := json.Unmarshal(b, &p); err != nil || p.OS == "" {
+		return nil, nil //nolint:nilerr // not an image's config: no platform
+	}
+	return []ocispec.Platform{p}, nil
+}
+
+// fetchSmall fetches a document and checks its digest.
+func fetchSmall(ctx context.Context, f remotes.Fetcher, desc ocispec.Descriptor, most int64) ([]byte, error) {
+	if err := checkDescriptor(desc); err != nil {
+		return nil, fault.New(fault.InvalidArgument, "descriptor: %w", err)
+	}
+	if desc.Size > most {
+		return nil, fault.New(fault.InvalidArgument, "%s has %d bytes; more than %d are refused", desc.Digest, desc.Size, most)
+	}
+	rc, err := f.Fetch(ctx, desc)
+	if err != nil {
+		return nil, err
+	}
+	defer rc.Close()
+	b, err := io.ReadAll(io.LimitReader(rc, desc.Size+1))
+	if err != nil {
+		return nil, err
+	}
+	if desc.Digest.Algorithm().FromBytes(b) != desc.Digest {
+		return nil, fault.As(fault.InvalidArgument, fmt.Errorf("%w for digest %s", errDamaged, desc.Digest))
+	}
+	return b, nil
+}
+
+// Login checks credentials with the registry that auth.ServerAddress names, "" being Docker Hub. It returns the identity
+// token that the registry gives in exchange, if it does. Wrong credentials are fault.Unauthorized.
+func (s *Store) Login(ctx context.Context, auth Auth) (identityToken string, err error) {
+	host := auth.ServerAddress
+	for _, prefix := range []string{"https://", "http://"} {
+		host = strings.TrimPrefix(host, prefix)
+	}
+	host, _, _ = strings.Cut(host, "/")
+	switch host {
+	case "", hubDomain, "index." + hubDomain:
+		host = hubHost
+	}
+	if _, err := reference.ParseNormalizedNamed(host + "/x"); err != nil {
+		return "", fault.New(fault.InvalidArgument, "registry address %q: want HOST[:PORT]", auth.ServerAddress)
+	}
+	client := s.hub.client(ctx, host)
+	client.Timeout = time.Minute
+	a := docker.NewDockerAuthorizer(docker.WithAuthClient(client),
+		docker.WithAuthCreds(func(string) (string, string, error) {
+			if auth.IdentityToken != "" {
+				return "", auth.IdentityToken, nil
+			}
+			return auth.Username, auth.Password, nil
+		}),
+		docker.WithFetchRefreshToken(func(_ context.Context, token string, _ *http.Request) { identityToken = token }))
+	url := "https://" + host + "/v2/"
+	refused := func() error {
+		return fault.New(fault.Unauthorized, "Get %q: unauthorized: incorrect username or password", url)
+	}
+	var seen []*http.Response
+	for range 3 {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
-			return registryError("pull", named, err)
+			return "", err
 		}
-		body, err := fetcher.Fetch(ctx, d)
+		if err := a.Authorize(ctx, req); err != nil {
+			var status rerrors.ErrUnexpectedStatus
+			if errors.As(err, &status) && status.StatusCode < 500 || errors.Is(err, docker.ErrInvalidAuthorization) {
+				return "", refused()
+			}
+			return "", fault.New(fault.Unavailable, "login to %s: %w", host, err)
+		}
+		res, err := client.Do(req)
 		if err != nil {
-			return registryError("pull", named, err)
+			return "", fault.New(fault.Unavailable, "login to %s: %w", host, err)
 		}
-		defer body.Close()
-		b, err := io.ReadAll(io.LimitReader(body, d.Size+1))
-		if err != nil {
-			return registryError("pull", named, err)
+		_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10))
+		_ = res.Body.Close()
+		switch {
+		case res.StatusCode == http.StatusOK:
+			return identityToken, nil
+		case res.StatusCode == http.StatusForbidden:
+			return "", refused()
+		case res.StatusCode != http.StatusUnauthorized:
+			return "", fault.New(fault.Unavailable, "login to %s: the registry answers %s", host, res.Status)
 		}
-		if d.Digest.Algorithm().FromBytes(b) != d.Digest {
-			return fault.New(fault.InvalidArgument, "%s: content of %s does not have that digest", reference.FamiliarString(named), d.Digest)
-		}
-		return json.Unmarshal(b, into)
-	}
-	var doc struct {
-		Manifests []ocispec.Descriptor
-		Config    ocispec.Descriptor
-	}
-	if err := fetch(desc, &doc); err != nil {
-		return desc, nil, err
-	}
-	var out []ocispec.Platform
-	for _, m := range doc.Manifests {
-		if m.Platform != nil && m.Platform.OS != "unknown" {
-			out = append(out, *m.Platform)
+		seen = append(seen, res)
+		if err := a.AddResponses(ctx, seen); err != nil {
+			return "", refused()
 		}
 	}
-	if len(doc.Manifests) == 0 && doc.Config.Digest != "" {
-		var p ocispec.Platform
-		if err := fetch(doc.Config, &p); err != nil {
-			return desc, nil, err
-		}
-		out = append(out, platforms.Normalize(p))
-	}
-	return desc, out, nil
+	return "", refused()
 }

@@ -3,17 +3,23 @@ package image
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/opencontainers/image-spec/specs-go"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/testhost/testimage"
@@ -426,4 +432,163 @@ func TestCrashMidPull(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantNothing(t, s)
+}
+
+func TestLogin(t *testing.T) {
+	r := registry(t)
+	s := open(t)
+	for name, f := range map[string]testimage.Faults{
+		"basic": {Basic: true, User: "u", Password: "p"}, "token": {Bearer: true, User: "u", Password: "p"},
+	} {
+		r.Set(f)
+		for _, address := range []string{r.Host, "http://" + r.Host, "https://" + r.Host + "/v2/"} {
+			if _, err := s.Login(t.Context(), Auth{ServerAddress: address, Username: "u", Password: "p"}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		_, err := s.Login(t.Context(), Auth{ServerAddress: r.Host, Username: "u", Password: "wrong"})
+		wantKind(t, err, fault.Unauthorized, "incorrect username or password")
+	}
+	_, err := s.Login(t.Context(), Auth{ServerAddress: "not a host"})
+	wantKind(t, err, fault.InvalidArgument, "registry address")
+	r.Close()
+	_, err = s.Login(t.Context(), Auth{ServerAddress: r.Host, Username: "u", Password: "p"})
+	wantKind(t, err, fault.Unavailable, "login to "+r.Host)
+}
+
+// index puts an index of the given manifests into the registry.
+func putIndex(t testing.TB, r *testimage.Server, repo, tag string, list ...ocispec.Descriptor) {
+	t.Helper()
+	b, err := json.Marshal(ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: list})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+r.Host+"/v2/"+repo+"/manifests/"+tag, bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", ocispec.MediaTypeImageIndex)
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusCreated {
+		t.Fatalf("index refused: %s", res.Status)
+	}
+}
+
+func TestPullChoosesThePlatform(t *testing.T) {
+	r := registry(t)
+	builder := open(t)
+	var list []ocispec.Descriptor
+	ids := map[string]string{}
+	for _, arch := range []string{"s390x", "amd64", "arm64"} {
+		ref := r.Host + "/multi:" + arch
+		img := load(t, builder, testimage.Spec{Tags: []string{ref}, Architecture: arch, Files: map[string]testimage.File{"/arch": testimage.Text(arch)}})[0]
+		if err := builder.Push(t.Context(), ref, Auth{}, nil); err != nil {
+			t.Fatal(err)
+		}
+		d := img.Target
+		d.Platform = &ocispec.Platform{OS: "linux", Architecture: arch}
+		list = append(list, d)
+		ids[arch] = img.ID
+	}
+	attestation := list[0]
+	attestation.Platform = &ocispec.Platform{OS: "unknown", Architecture: "unknown"}
+	putIndex(t, r, "multi", "all", append([]ocispec.Descriptor{attestation}, list...)...)
+	ref := r.Host + "/multi:all"
+
+	s := open(t)
+	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if img.ID != ids[runtime.GOARCH] {
+		t.Errorf("pulled %s, want that for %s", img.Architecture, runtime.GOARCH)
+	}
+	desc, all, err := s.Resolve(t.Context(), ref, Auth{})
+	if err != nil || len(all) != 3 || desc.MediaType != ocispec.MediaTypeImageIndex {
+		t.Errorf("Resolve: %+v, %v, %v", desc, all, err)
+	}
+	if want := r.Host + "/multi@" + desc.Digest.String(); !slices.Contains(img.RepoDigests, want) {
+		t.Errorf("RepoDigests %v, want %s", img.RepoDigests, want)
+	}
+	for _, byDigest := range []string{r.Host + "/multi@" + desc.Digest.String(), r.Host + "/multi@" + img.Target.Digest.String()} {
+		if got, err := s.Get(t.Context(), byDigest); err != nil || got.ID != img.ID {
+			t.Errorf("Get(%s): %v", byDigest, err)
+		}
+	}
+	other, err := s.Pull(t.Context(), ref, "linux/s390x", Auth{}, nil)
+	if err != nil || other.ID != ids["s390x"] {
+		t.Errorf("pull for another platform: %s, %v", other.Architecture, err)
+	}
+	if _, err := s.Pull(t.Context(), ref, "linux/riscv64", Auth{}, nil); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "no matching manifest") {
+		t.Errorf("pull for a platform there is not: %v", err)
+	}
+	if _, one, err := s.Resolve(t.Context(), r.Host+"/multi:arm64", Auth{}); err != nil || len(one) != 1 || one[0].Architecture != "arm64" {
+		t.Errorf("Resolve of a manifest: %v, %v", one, err)
+	}
+	_, _, err = s.Resolve(t.Context(), r.Host+"/multi:none", Auth{})
+	wantKind(t, err, fault.NotFound, "manifest unknown")
+}
+
+func TestCollectionLeavesWhatAPullUses(t *testing.T) {
+	r := registry(t)
+	shared := map[string]testimage.File{"/shared": {Data: noise(1000, 9)}}
+	small := testimage.Spec{Tags: []string{r.Host + "/small:1"}, Files: shared}
+	large := testimage.Spec{Tags: []string{r.Host + "/large:1"}, Files: shared, Layers: []map[string]testimage.File{{"/own": {Data: noise(2*big, 8)}}}}
+	builder := open(t)
+	load(t, builder, small, large)
+	for _, ref := range []string{small.Tags[0], large.Tags[0]} {
+		if err := builder.Push(t.Context(), ref, Auth{}, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := open(t)
+	if _, err := s.Pull(t.Context(), small.Tags[0], "", Auth{}, nil); err != nil {
+		t.Fatal(err)
+	}
+	hold := make(chan struct{})
+	r.Set(testimage.Faults{Hold: hold, HoldFrom: big})
+	exists, half := make(chan struct{}), make(chan struct{})
+	var once [2]sync.Once
+	done := make(chan error, 1)
+	go func() {
+		_, err := s.Pull(t.Context(), large.Tags[0], "", Auth{}, func(p Progress) {
+			switch {
+			case p.Status == "Already exists":
+				once[0].Do(func() { close(exists) })
+			case p.Status == "Downloading" && p.Current > 0:
+				once[1].Do(func() { close(half) })
+			}
+		})
+		done <- err
+	}()
+	for _, c := range []chan struct{}{exists, half} {
+		select {
+		case <-c:
+		case err := <-done:
+			t.Fatalf("the pull ended early: %v", err)
+		}
+	}
+	// The pull stands on the shared layer now, and its own is half there: take away all that can be taken.
+	if _, err := s.Remove(t.Context(), small.Tags[0], true, true, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	close(hold)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	got := rootfsOf(t, s, "c", large.Tags[0])
+	if b := read(t, filepath.Join(got.Path, "shared")); b != string(noise(1000, 9)) {
+		t.Error("the shared layer is damaged")
+	}
+	var b bytes.Buffer
+	if err := s.Save(t.Context(), []string{large.Tags[0]}, &b); err != nil {
+		t.Errorf("a blob is missing: %v", err)
+	}
 }

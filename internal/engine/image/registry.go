@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes"
@@ -133,7 +134,7 @@ func (r *registries) resolver(ctx context.Context, named reference.Named, auth A
 				client := r.client(ctx, m.Host)
 				list = append(list, docker.RegistryHost{
 					Client:       client,
-					Authorizer:   docker.NewDockerAuthorizer(docker.WithAuthClient(client)),
+					Authorizer:   &inTurn{a: docker.NewDockerAuthorizer(docker.WithAuthClient(client))},
 					Host:         m.Host,
 					Scheme:       m.Scheme,
 					Path:         strings.TrimSuffix(m.Path, "/") + "/v2",
@@ -182,7 +183,7 @@ func authorizer(client *http.Client, host string, a Auth) docker.Authorizer {
 	if a.RegistryToken != "" {
 		return fixedToken{host: host, token: a.RegistryToken}
 	}
-	return docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(func(h string) (string, string, error) {
+	return &inTurn{a: docker.NewDockerAuthorizer(docker.WithAuthClient(client), docker.WithAuthCreds(func(h string) (string, string, error) {
 		if h != host {
 			return "", "", nil
 		}
@@ -190,7 +191,28 @@ func authorizer(client *http.Client, host string, a Auth) docker.Authorizer {
 			return "", a.IdentityToken, nil
 		}
 		return a.Username, a.Password, nil
-	}))
+	}))}
+}
+
+// inTurn lets one request at a time ask for a token: containerd's authorizer reads and writes the expiry of a token that
+// several requests share without a lock.
+type inTurn struct {
+	mu sync.Mutex
+	a  docker.Authorizer
+}
+
+// Authorize adds the credentials to a request.
+func (i *inTurn) Authorize(ctx context.Context, r *http.Request) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.a.Authorize(ctx, r)
+}
+
+// AddResponses learns from what the registry refused.
+func (i *inTurn) AddResponses(ctx context.Context, rs []*http.Response) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.a.AddResponses(ctx, rs)
 }
 
 // fixedToken is an Authorizer with a token that the client brought along.

@@ -22,6 +22,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
+	"github.com/containerd/log"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
@@ -53,11 +54,12 @@ type Config struct {
 
 // Store holds the images of this host. It is safe for concurrent use; one process at a time may have a root open.
 type Store struct {
-	cfg    Config
-	log    *slog.Logger
-	hub    *registries
-	db     *metadata.DB
-	layers snapshots.Snapshotter // the one below db's, to be closed
+	cfg     Config
+	log     *slog.Logger
+	foreign *log.Entry // log, for containerd's libraries
+	hub     *registries
+	db      *metadata.DB
+	layers  snapshots.Snapshotter // the one below db's, to be closed
 
 	index    index
 	naming   sync.Mutex // of changes to image records
@@ -131,7 +133,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: metadata: %w", err)
 	}
 	db := metadata.NewDB(bdb, cs, map[string]snapshots.Snapshotter{snapshotter: sn})
-	s := &Store{cfg: cfg, log: cfg.Logger, hub: hub, db: db, layers: sn}
+	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn}
 	s.closed, s.stop = context.WithCancel(context.Background())
 	ctx := s.ns(s.closed)
 	if err := db.Init(ctx); err != nil {
@@ -158,7 +160,7 @@ func (s *Store) Close() error {
 
 // ns adds what containerd's libraries want to know of a context.
 func (s *Store) ns(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, namespace)
+	return log.WithLogger(namespaces.WithNamespace(ctx, namespace), s.foreign)
 }
 
 func (s *Store) content() content.Store           { return s.db.ContentStore() }
