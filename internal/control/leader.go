@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -103,8 +102,8 @@ func (l *Leader) lead(term context.Context) {
 	for name, run := range loops {
 		wg.Go(func() {
 			for term.Err() == nil {
-				if err := run(term); err != nil && term.Err() == nil && !errors.Is(err, context.Canceled) {
-					l.cfg.Logger.Error("a control loop failed and is started again", "loop", name, "error", err)
+				if err := run(term); term.Err() == nil {
+					l.cfg.Logger.Error("a control loop ended and is started again", "loop", name, "error", err)
 					pause(term, time.Second)
 				}
 			}

@@ -31,29 +31,42 @@ func newCursors() *cursors {
 type space struct {
 	subnet  cloud.IPAMConfig
 	used    map[netip.Addr]bool
+	top     netip.Addr // the highest that something was given
 	cursors *cursors
 }
 
 func newSpace(subnet cloud.IPAMConfig, c *cursors) *space {
 	s := &space{subnet: subnet, used: map[netip.Addr]bool{}, cursors: c}
-	s.take(subnet.Gateway)
+	s.reserve(subnet.Gateway)
 	for _, a := range subnet.Aux {
-		s.take(a)
+		s.reserve(a)
 	}
 	base := subnet.Subnet.Masked()
 	if base.IsSingleIP() {
 		return s
 	}
-	s.take(base.Addr())
+	s.reserve(base.Addr())
 	if base.Addr().Is4() {
-		s.take(lastAddr(base))
+		s.reserve(lastAddr(base))
 	}
 	return s
 }
 
-func (s *space) take(a netip.Addr) {
+// reserve takes an address that nothing is ever given.
+func (s *space) reserve(a netip.Addr) {
 	if a.IsValid() && s.subnet.Subnet.Contains(a) {
 		s.used[a] = true
+	}
+}
+
+// take notes an address that something has.
+func (s *space) take(a netip.Addr) {
+	if !a.IsValid() || !s.subnet.Subnet.Contains(a) {
+		return
+	}
+	s.used[a] = true
+	if !s.top.IsValid() || s.top.Less(a) {
+		s.top = a
 	}
 }
 
@@ -65,7 +78,9 @@ func (s *space) next() (netip.Prefix, bool) {
 	}
 	start := s.cursors.addrs[s.subnet.Subnet]
 	if !start.IsValid() || !within.Contains(start) {
-		start = s.highest(within)
+		if start = within.Addr(); s.top.IsValid() && within.Contains(s.top) {
+			start = s.top // where a leader without memory goes on
+		}
 	}
 	a, wrapped := start, false
 	for {
@@ -85,17 +100,6 @@ func (s *space) next() (netip.Prefix, bool) {
 			return netip.Prefix{}, false
 		}
 	}
-}
-
-// highest returns the highest address in use, but for the broadcast address: where a leader without memory goes on.
-func (s *space) highest(within netip.Prefix) netip.Addr {
-	high, last := within.Addr(), lastAddr(within)
-	for a := range s.used {
-		if within.Contains(a) && a != last && high.Less(a) {
-			high = a
-		}
-	}
-	return high
 }
 
 // lastAddr returns the highest address of a prefix.
