@@ -55,6 +55,9 @@ func TestPublishedPort(t *testing.T) {
 					t.Errorf("from the host by %s: %s", at, got)
 				}
 			}
+			if got, _, err := s.host.Ask(network, "[::1]:8080"); network == "tcp" && got != "web" {
+				t.Errorf("from the host by [::1]: %s, %v", got, err)
+			}
 			neighbour, stranger := s.attach(on("neighbour", "app")), s.attach(on("stranger", "bridge"))
 			for _, from := range []*testBox{web, neighbour, stranger} {
 				if got, _ := from.MustAsk(network, hostport(s.host.Addr, 8080)); got != "web" {

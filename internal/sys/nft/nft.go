@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/sys/thread"
 )
 
 // Family is what packets a table sees.
@@ -111,7 +112,7 @@ func Open(nsFD int) *Conn { return &Conn{fd: nsFD} }
 // Do runs one transaction: everything that f asks of tx happens, or nothing.
 func (c *Conn) Do(f func(tx *Tx) error) error {
 	tx := &Tx{}
-	lib, err := nftables.New(nftables.WithNetNSFd(c.fd), nftables.WithSockOptions(tx.size))
+	lib, err := nftables.New(nftables.WithSockOptions(tx.size))
 	if err != nil {
 		return fmt.Errorf("nftables: %w", err)
 	}
@@ -119,16 +120,33 @@ func (c *Conn) Do(f func(tx *Tx) error) error {
 	if err := f(tx); err != nil {
 		return err
 	}
-	return explain(lib.Flush())
+	return explain(c.inside(lib.Flush))
+}
+
+// inside runs f in the namespace. (The library would enter it itself, on any thread, the process' main one included.)
+func (c *Conn) inside(f func() error) error {
+	if c.fd == 0 {
+		return f()
+	}
+	return thread.Throwaway(func() error {
+		if err := unix.Setns(c.fd, unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter network namespace: %w", err)
+		}
+		return f()
+	})
 }
 
 // Tables lists the tables of a family, of others too.
 func (c *Conn) Tables(f Family) ([]string, error) {
-	lib, err := nftables.New(nftables.WithNetNSFd(c.fd))
+	lib, err := nftables.New()
 	if err != nil {
 		return nil, fmt.Errorf("nftables: %w", err)
 	}
-	tables, err := lib.ListTablesOfFamily(f)
+	var tables []*nftables.Table
+	err = c.inside(func() (err error) {
+		tables, err = lib.ListTablesOfFamily(f)
+		return err
+	})
 	if err != nil {
 		return nil, explain(err)
 	}
