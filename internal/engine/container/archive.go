@@ -284,7 +284,7 @@ func inView(rootfs string, plan []plannedMount, f func(root *os.File) error) err
 				return fmt.Errorf("mount on %s: %w", p.Destination, err)
 			}
 		}
-		// Through the thread's own folder: another thread's namespace does not have the mounts.
+		// What is opened below this handle sees the mounts, whichever thread opens it.
 		root, err := os.OpenFile(rootfs, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return err

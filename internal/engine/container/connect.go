@@ -51,6 +51,7 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		ep.Config = e
 		eps[ep.NetworkName] = ep
 		c.rec.Networks.Endpoints = eps
+		m.networkEvents(&Container{ID: c.id, Networks: Attachment{Endpoints: map[string]Endpoint{name: ep}}}, "connect")
 		if err := m.editHosts(c, "", ownHosts(c.rec.Config.Hostname, ep)); err != nil {
 			m.log.Warn("hosts file of a connected container", "container", c.id, "error", err)
 		}
@@ -105,6 +106,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 			return err
 		}
 		gone := c.rec.Networks.Endpoints[key]
+		m.networkEvents(&Container{ID: c.id, Networks: Attachment{Endpoints: map[string]Endpoint{name: gone}}}, "disconnect")
 		if gone.IPv4.IsValid() {
 			if err := m.editHosts(c, gone.IPv4.Addr().String(), ""); err != nil {
 				m.log.Warn("hosts file of a disconnected container", "container", c.id, "error", err)

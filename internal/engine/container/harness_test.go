@@ -27,6 +27,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/engine/volume"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/sys/thread"
 )
 
 // The real things satisfy what this package asks for.
@@ -55,14 +56,14 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-func requireRoot(t *testing.T) {
+func requireRoot(t testing.TB) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("needs root: it makes namespaces, mounts and cgroups")
 	}
 }
 
-func build(t *testing.T) {
+func build(t testing.TB) {
 	t.Helper()
 	built.once.Do(func() {
 		built.dir, built.err = os.MkdirTemp("", "sampan-container-test-")
@@ -92,7 +93,7 @@ func build(t *testing.T) {
 // bed is a host for containers: a real keeper, real volumes, images made of one folder, and namespaces with a loopback
 // interface for networks.
 type bed struct {
-	t        *testing.T
+	t        testing.TB
 	dir      string
 	cgroup   string
 	client   *keeper.Client
@@ -102,7 +103,7 @@ type bed struct {
 	m        *Manager
 }
 
-func newBed(t *testing.T) *bed {
+func newBed(t testing.TB) *bed {
 	t.Helper()
 	requireRoot(t)
 	build(t)
@@ -199,11 +200,11 @@ func (b *bed) mounts() []string {
 	return out
 }
 
-func testLog(t *testing.T) *slog.Logger {
+func testLog(t testing.TB) *slog.Logger {
 	return slog.New(slog.NewTextHandler(testWriter{t}, &slog.HandlerOptions{Level: slog.LevelInfo}))
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	defer func() { _ = recover() }() // a log line after the test's end
@@ -353,7 +354,7 @@ type folderImages struct {
 	images map[string]image.Image
 }
 
-func newFolderImages(t *testing.T, dir string) *folderImages {
+func newFolderImages(t testing.TB, dir string) *folderImages {
 	t.Helper()
 	f := &folderImages{dir: dir, images: map[string]image.Image{}}
 	lower := filepath.Join(dir, "lower")
@@ -464,16 +465,13 @@ func (n *nsNetworks) Attach(_ context.Context, c Container) (Attachment, error) 
 		if err := os.WriteFile(path, nil, 0o644); err != nil {
 			return Attachment{}, err
 		}
-		done := make(chan error)
-		go func() {
-			runtime.LockOSThread() // the thread ends with this goroutine
-			err := unix.Unshare(unix.CLONE_NEWNET)
-			if err == nil {
-				err = unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		err := thread.Throwaway(func() error {
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				return err
 			}
-			done <- err
-		}()
-		if err := <-done; err != nil {
+			return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
+		})
+		if err != nil {
 			return Attachment{}, err
 		}
 		n.held[c.ID] = true
@@ -513,7 +511,7 @@ func (n *nsNetworks) ResolveNetwork(ref string) (id, name string, err error) {
 }
 
 // readAll reads a stream to its end.
-func readAll(t *testing.T, s Stream) (stdout, stderr string) {
+func readAll(t testing.TB, s Stream) (stdout, stderr string) {
 	t.Helper()
 	var out [3]strings.Builder
 	for {

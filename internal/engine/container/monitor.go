@@ -97,8 +97,10 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 		c.rec.RestartCount++
 		s.Status, s.Running, s.Restarting = StatusRestarting, true, true
 	}
+	had := c.rec.Container
 	c.rec.Networks = emptied(c.rec.Networks)
 	m.saveLogged(c)
+	m.networkEvents(&had, "disconnect")
 	m.event(&c.rec.Container, "die", "exitCode", strconv.Itoa(code), "execDuration", strconv.Itoa(int(ran.Seconds())))
 	close(c.run.ended)
 	c.run = nil

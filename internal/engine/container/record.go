@@ -185,5 +185,14 @@ func (m *Manager) event(c *Container, action string, attrs ...string) {
 	m.Events.Publish(events.Event{Type: "container", Action: action, ID: c.ID, Attrs: a})
 }
 
+// networkEvents tells of each network that a container is on.
+func (m *Manager) networkEvents(c *Container, action string) {
+	for _, name := range sortedKeys(c.Networks.Endpoints) {
+		if e := c.Networks.Endpoints[name]; e.NetworkID != "" {
+			m.Events.Publish(events.Event{Type: "network", Action: action, ID: e.NetworkID, Attrs: map[string]string{"container": c.ID, "name": e.NetworkName}})
+		}
+	}
+}
+
 // short is the form of an ID that people read.
 func short(id string) string { return id[:min(12, len(id))] }

@@ -3,6 +3,8 @@ package container
 import (
 	"context"
 	"time"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
 // The pauses between restarts double from the first to the last; a run of at least steadyRun starts over.
@@ -67,23 +69,49 @@ func (m *Manager) restartLater(c *ctr, pause time.Duration) {
 			return
 		}
 		c.mu.Lock()
-		if ctx.Err() != nil || !c.rec.State.Restarting {
-			c.mu.Unlock()
-			return
+		given := ctx.Err() != nil
+		if !given {
+			c.restart.cancel = nil
 		}
-		c.restart.cancel = nil
-		err := m.startLocked(context.WithoutCancel(ctx), c)
-		remove := err != nil && c.rec.Config.Host.AutoRemove
 		c.mu.Unlock()
-		if err != nil {
-			m.log.Error("container not restarted", "container", c.id, "error", err)
-			s := c.snapshot().State
-			c.waiters.told(s.result(), false)
-		}
-		if remove {
-			m.autoRemove(c)
+		if !given {
+			m.restartNow(c)
 		}
 	})
+}
+
+// restartNow starts a container that waits for its restart. What it needs may come later (a network whose managers are
+// not reached yet): then it goes on waiting if its policy has no end.
+func (m *Manager) restartNow(c *ctr) {
+	c.mu.Lock()
+	if !c.rec.State.Restarting || m.ctx.Err() != nil {
+		c.mu.Unlock()
+		return
+	}
+	err := m.startLocked(context.WithoutCancel(m.ctx), c)
+	if err == nil {
+		c.mu.Unlock()
+		return
+	}
+	m.log.Error("container not restarted", "container", c.id, "error", err)
+	policy := c.rec.Config.Host.Restart
+	endless := policy.Name == "always" || policy.Name == "unless-stopped"
+	if kind := fault.KindOf(err); endless && (kind == fault.Unavailable || kind == fault.NotFound || kind == fault.DeadlineExceeded) {
+		s := &c.rec.State
+		s.Status, s.Running, s.Restarting = StatusRestarting, true, true
+		m.saveLogged(c)
+		pause, _ := c.restart.next(policy, s.ExitCode, 0)
+		m.restartLater(c, pause)
+		c.mu.Unlock()
+		return
+	}
+	remove := c.rec.Config.Host.AutoRemove
+	r := c.rec.State.result()
+	c.mu.Unlock()
+	c.waiters.told(r, false)
+	if remove {
+		m.autoRemove(c)
+	}
 }
 
 // giveUpRestart turns a container that waits for its restart into a stopped one. The caller holds c.mu.

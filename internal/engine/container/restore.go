@@ -2,13 +2,13 @@ package container
 
 import (
 	"context"
+	"os"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
 
-	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/keeper"
 )
 
@@ -118,7 +118,13 @@ func (m *Manager) restoreOne(ctx context.Context, c *ctr, st keeper.Status, know
 		m.background(func(ctx context.Context) { m.autoRemove(c) })
 		return false
 	}
-	return c.rec.EverStarted && wantsStart(&c.rec, was.Restarting)
+	if !c.rec.EverStarted || !wantsStart(&c.rec, was.Restarting) {
+		return false
+	}
+	// Shown from now on: whoever tidies up after Restore must see that it is about to use its network.
+	s.Status, s.Running, s.Restarting = StatusRestarting, true, true
+	m.saveLogged(c)
+	return true
 }
 
 // adopt takes over a container that runs. The caller holds c.mu.
@@ -188,12 +194,37 @@ func (m *Manager) startAgain(cs []*ctr) {
 					if ctx.Err() != nil {
 						return
 					}
-					if err := m.Start(ctx, c.id); err != nil && !fault.Is(err, fault.NotModified) && !fault.Is(err, fault.NotFound) {
-						m.log.Error("container not started by its restart policy", "container", c.id, "error", err)
-					}
+					m.restartNow(c)
 				})
 			}
 			wg.Wait()
 		}
 	})
+}
+
+// Held returns what of the floors beside this one belongs to containers after Restore: the sandboxes of those that run
+// or are about to, and the names of all root file systems. Containers whose records cannot be read are in both, so that
+// nobody tidies away what may still be repaired.
+func (m *Manager) Held() (sandboxes, rootfs []string) {
+	for _, c := range m.all() {
+		c.mu.Lock()
+		if c.rec.State.Running {
+			sandboxes = append(sandboxes, c.id)
+		}
+		rootfs = append(append(rootfs, c.id), c.rec.ExtraRootfs...)
+		c.mu.Unlock()
+	}
+	dirs, err := os.ReadDir(m.Root)
+	if err != nil {
+		m.log.Error("container folder", "error", err)
+	}
+	for _, d := range dirs {
+		m.mu.RLock()
+		known := m.byID[d.Name()] != nil
+		m.mu.RUnlock()
+		if !known && isID(d.Name()) {
+			sandboxes, rootfs = append(sandboxes, d.Name()), append(rootfs, d.Name())
+		}
+	}
+	return sandboxes, rootfs
 }

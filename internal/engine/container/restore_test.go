@@ -3,6 +3,7 @@ package container
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,8 +46,6 @@ func TestRestore(t *testing.T) {
 	goesOn := b.run(Config{Name: "goes-on"}, "trap", "3")
 	b.ready(goesOn, "ready")
 	ends := b.run(Config{Name: "ends", Host: gate}, "gate", "/gate")
-	onFailure := gate
-	onFailure.Restart = RestartPolicy{Name: "on-failure"}
 	stopped := b.run(Config{Name: "stopped", Host: HostConfig{Restart: RestartPolicy{Name: "unless-stopped"}}}, "trap", "0")
 	b.ready(stopped, "ready")
 	if err := b.m.Stop(t.Context(), stopped, "", nil); err != nil {
@@ -94,6 +93,15 @@ func TestRestore(t *testing.T) {
 		t.Errorf("created: %+v", s)
 	}
 	_ = created
+	sandboxes, rootfs := b.m.Held()
+	for _, id := range []string{goesOn, always, filepath.Base(broken)} {
+		if !slices.Contains(sandboxes, id) || !slices.Contains(rootfs, id) {
+			t.Errorf("%s is not held: %v %v", short(id), sandboxes, rootfs)
+		}
+	}
+	if slices.Contains(sandboxes, stopped) || !slices.Contains(rootfs, stopped) {
+		t.Errorf("stopped: %v %v", sandboxes, rootfs)
+	}
 	b.eventually("always comes back", func() bool { s := b.state("always"); return s.Status == StatusRunning && s.PID != alwaysPID })
 	if _, err := os.Stat(filepath.Join(broken, recordFile)); err != nil {
 		t.Errorf("the unreadable record: %v", err)

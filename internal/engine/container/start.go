@@ -125,6 +125,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	}
 	u.Done()
 	m.running(c, started)
+	m.networkEvents(&c.rec.Container, "connect")
 	m.event(&c.rec.Container, "start")
 	return nil
 }
