@@ -55,6 +55,28 @@ type legacyImageInspect struct {
 	DockerVersion string
 	Author        string
 	VirtualSize   int64 `json:",omitempty"`
+	Config        any
+}
+
+// legacyImageConfig shows what newer versions leave out when it is empty: templates of users look for it.
+type legacyImageConfig struct {
+	*dockerspec.DockerOCIImageConfig
+	Cmd        []string
+	Entrypoint []string
+	Env        []string
+	Labels     map[string]string
+	OnBuild    []string
+	User       string
+	Volumes    map[string]struct{}
+	WorkingDir string
+}
+
+// oldestImageConfig is that of before 1.50, with fields of containers that never meant anything for images.
+type oldestImageConfig struct {
+	legacyImageConfig
+	Hostname, Domainname, Image             string
+	AttachStdin, AttachStdout, AttachStderr bool
+	Tty, OpenStdin, StdinOnce               bool
 }
 
 func imageInspect(img *image.Image, r *request, users func() []string) any {
@@ -76,7 +98,14 @@ func imageInspect(img *image.Image, r *request, users func() []string) any {
 		return out
 	}
 	out.GraphDriver = &storage.DriverData{Name: "overlayfs", Data: map[string]string{}}
-	legacy := legacyImageInspect{InspectResponse: out, Comment: img.Comment, Author: img.Author}
+	c := legacyImageConfig{
+		DockerOCIImageConfig: out.Config, Cmd: out.Config.Cmd, Entrypoint: out.Config.Entrypoint, Env: out.Config.Env, Labels: out.Config.Labels,
+		OnBuild: out.Config.OnBuild, User: out.Config.User, Volumes: out.Config.Volumes, WorkingDir: out.Config.WorkingDir,
+	}
+	legacy := legacyImageInspect{InspectResponse: out, Comment: img.Comment, Author: img.Author, Config: c}
+	if r.version < 1050 {
+		legacy.Config = oldestImageConfig{legacyImageConfig: c}
+	}
 	if r.version < 1044 {
 		legacy.VirtualSize = img.Size
 	}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"regexp"
@@ -194,8 +195,9 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 	out := apinetwork.Inspect{Network: wireNetwork(n), Containers: map[string]apinetwork.EndpointResource{}}
 	cluster, _ := a.swarm.Cluster()
 	if n.local != nil {
+		names := a.containerNames()
 		for id, e := range n.local.Members {
-			out.Containers[id] = apinetwork.EndpointResource{Name: e.Owner, EndpointID: e.ID, MacAddress: hardwareAddr(e.MAC), IPv4Address: e.IPv4, IPv6Address: e.IPv6}
+			out.Containers[id] = apinetwork.EndpointResource{Name: cmp.Or(names[id], e.Owner), EndpointID: e.ID, MacAddress: hardwareAddr(e.MAC), IPv4Address: e.IPv4, IPv6Address: e.IPv6}
 		}
 		out.Peers = peersOf(r.Context(), cluster, n.local, a.swarm)
 	}
@@ -205,6 +207,15 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// containerNames returns the names that containers have now, by ID: a network remembers those of the start.
+func (a *networkAPI) containerNames() map[string]string {
+	out := map[string]string{}
+	for _, c := range a.containers.List() {
+		out[c.ID] = strings.TrimPrefix(c.Config.Name, "/")
+	}
+	return out
 }
 
 var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)

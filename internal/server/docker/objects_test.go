@@ -398,3 +398,18 @@ func TestEventFilters(t *testing.T) {
 		}
 	}
 }
+
+// TestImageConfigOfOldClients: templates such as {{.Config.Labels}} need the field although it is empty.
+func TestImageConfigOfOldClients(t *testing.T) {
+	l := newLab(t)
+	l.images.all["x:1"] = image.Image{ID: "sha256:aa", RepoTags: []string{"x:1"}}
+	for _, c := range []struct {
+		version    string
+		has, hasnt string
+	}{{"1.49", `"Hostname":""`, `"nosuch"`}, {"1.50", `"Labels":null`, `"Hostname"`}, {"1.52", `"Config":{}`, `"Labels":null`}} {
+		_, _, body := l.do(t, "GET", "/v"+c.version+"/images/x:1/json", "", "")
+		if !strings.Contains(body, c.has) || strings.Contains(body, c.hasnt) {
+			t.Errorf("%s: %s", c.version, body)
+		}
+	}
+}

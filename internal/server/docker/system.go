@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"runtime"
+	"runtime/debug"
 	"time"
 
 	apibuild "github.com/moby/moby/api/types/build"
@@ -97,12 +98,13 @@ func (a *systemAPI) info(w *response, r *request) error {
 	for _, p := range h.DefaultAddressPools {
 		info.DefaultAddressPools = append(info.DefaultAddressPools, system.NetworkAddressPool{Base: p.Base, Size: p.Size})
 	}
+	info.ContainerdCommit.ID = moduleVersion("github.com/containerd/containerd/v2")
 	for _, c := range h.Components {
 		switch c.Name {
-		case "runc", "libcontainer":
+		case "runc":
 			info.RuncCommit.ID = c.Version
-		case "containerd":
-			info.ContainerdCommit.ID = c.Version
+		case "sampan-keeper": // has runc's library in it, and is every container's first program
+			info.RuncCommit.ID, info.InitCommit.ID = cmp.Or(info.RuncCommit.ID, "in sampan-keeper "+c.Version), c.Version
 		}
 	}
 	out := legacyInfo{Info: info}
@@ -113,6 +115,18 @@ func (a *systemAPI) info(w *response, r *request) error {
 		out.BridgeNfIptables, out.BridgeNfIP6tables = &h.Capabilities.BridgeNfIptables, &h.Capabilities.BridgeNfIptables
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// moduleVersion returns the version of a module that this program was built with.
+func moduleVersion(path string) string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range info.Deps {
+			if m.Path == path {
+				return m.Version
+			}
+		}
+	}
+	return ""
 }
 
 func registryConfig(h *HostInfo) *registry.ServiceConfig {
