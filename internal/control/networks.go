@@ -75,7 +75,9 @@ func (a *API) RemoveNetwork(ctx context.Context, ref string) error {
 		if err != nil {
 			return err
 		}
+		services := map[string]bool{}
 		for _, s := range state.List[*cloud.Service](tx, state.By{}) {
+			services[s.ID] = true
 			if n.Spec.Ingress && s.Spec.Endpoint.PublishesIngress() {
 				return fault.New(fault.FailedPrecondition, "ingress network cannot be removed because service %s depends on it", s.Spec.Name)
 			}
@@ -84,7 +86,8 @@ func (a *API) RemoveNetwork(ctx context.Context, ref string) error {
 			}
 		}
 		for _, t := range state.List[*cloud.Task](tx, state.ByNetwork(n.ID)) {
-			if t.Desired <= cloud.TaskRunning && !t.Status.State.Ended() {
+			// The tasks of a service just removed are about to be told to end: docker stack rm need not wait for that.
+			if services[t.ServiceID] && t.Desired <= cloud.TaskRunning && !t.Status.State.Ended() {
 				return fault.New(fault.FailedPrecondition, "network %s is in use by task %s", n.Spec.Name, t.ID)
 			}
 		}
