@@ -34,9 +34,10 @@ const (
 // Managers is how a node reaches the cluster's managers: it keeps their addresses, on disk too, talks to the one that
 // answered last, follows a redirect to the leader, and goes on to the next when one fails. It may be used concurrently.
 type Managers struct {
-	file   string
-	tls    *tls.Config
-	logger *slog.Logger
+	file    string
+	tls     *tls.Config
+	logger  *slog.Logger
+	doubted func()
 
 	mu    sync.Mutex
 	addrs []string // the preferred one first
@@ -51,11 +52,14 @@ type ManagersConfig struct {
 	Addrs  []string // added to those in the file
 	TLS    *tls.Config
 	Logger *slog.Logger
+	// Doubted is called when a manager's answer may mean that it does not know this node (any more). It must not wait.
+	// nil: nobody cares.
+	Doubted func()
 }
 
 // NewManagers reads the addresses kept and returns the pool. It opens no connection yet.
 func NewManagers(cfg ManagersConfig) (*Managers, error) {
-	m := &Managers{file: cfg.File, tls: cfg.TLS, logger: cfg.Logger, conns: map[string]*grpc.ClientConn{}}
+	m := &Managers{file: cfg.File, tls: cfg.TLS, logger: cfg.Logger, doubted: cfg.Doubted, conns: map[string]*grpc.ClientConn{}}
 	if m.logger == nil {
 		m.logger = slog.New(slog.DiscardHandler)
 	}
@@ -194,7 +198,11 @@ func (m *Managers) Report(c Conn, err error) error {
 	} else if movesOn(err) {
 		m.demote(c.Addr)
 	}
-	return FromStatus(err)
+	err = FromStatus(err)
+	if m.doubted != nil && (fault.Is(err, fault.NotFound) || fault.Is(err, fault.Unauthorized)) {
+		m.doubted()
+	}
+	return err
 }
 
 // movesOn tells failures of the manager from answers to the request.

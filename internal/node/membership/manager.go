@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -37,6 +38,8 @@ type manager struct {
 	store     *etcdstate.Store
 	server    *grpc.Server
 	stopPlane func()
+	ctx       context.Context // ends with stop
+	cancel    context.CancelFunc
 	wg        sync.WaitGroup
 }
 
@@ -69,7 +72,7 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 		Dir: filepath.Join(m.dir, etcdDir), Name: rec.NodeID, PeerURL: rec.peerURL(), Cluster: rec.ClusterID,
 		InitialCluster: how.initialCluster, ForceNewCluster: how.force,
 		KeyPairFile: id.KeyPairFile(), CAFile: id.CAFile(), ServerName: identity.ManagerName,
-		Logger: m.logger, NoFsync: m.cfg.NoFsync, Stopped: func(removed bool) { m.memberStopped(mg, removed) },
+		Logger: m.logger, NoFsync: m.cfg.NoFsync, Stopped: func(bool) { m.memberStopped(mg) },
 	})
 	if err != nil {
 		return nil, err
@@ -108,6 +111,8 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 			m.logger.Error("the manager's RPC server ended", "error", err)
 		}
 	})
+	mg.ctx, mg.cancel = context.WithCancel(context.Background())
+	mg.wg.Go(mg.keepMembers)
 	u.Done()
 	return mg, nil
 }
@@ -122,6 +127,7 @@ func listen(rec record) (net.Listener, error) {
 
 // stop ends the manager's parts, the control plane first.
 func (mg *manager) stop() {
+	mg.cancel()
 	if mg.stopPlane != nil {
 		mg.stopPlane()
 	}
@@ -138,29 +144,34 @@ func (mg *manager) setStore(s *etcdstate.Store) {
 	mg.store = s
 }
 
-// allowPeer reports whether a node with a manager's certificate may take part in Raft: not when it was demoted or removed.
-func (mg *manager) allowPeer(nodeID string) bool {
+// allowPeer decides about a node with a manager's certificate that comes for Raft.
+func (mg *manager) allowPeer(nodeID string) peerVerdict {
 	mg.storeMu.RLock()
 	store := mg.store
 	mg.storeMu.RUnlock()
-	if store == nil {
-		return true // nothing is served yet
+	if store == nil || mg.isPeer(store, nodeID) {
+		return peerAllowed // without a store nothing is served yet
 	}
+	// This member may lag behind: a new manager must not be told that it was removed.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	defer cancel()
+	switch {
+	case store.Linearize(ctx) != nil:
+		return peerUnknown
+	case mg.isPeer(store, nodeID):
+		return peerAllowed
+	}
+	return peerRemoved
+}
+
+func (mg *manager) isPeer(store *etcdstate.Store, nodeID string) bool {
 	allowed := false
 	store.View(func(tx state.Tx) {
 		n := state.Get[*cloud.Node](tx, nodeID)
-		// A member that is joining has no state yet, and a new one may be unknown to a member that lags behind.
+		// A member that is joining has no state yet.
 		allowed = n == nil && len(tx.List(cloud.KindCluster, state.By{})) == 0 || n != nil && roleFor(n) == cloud.RoleManager
 	})
-	if allowed {
-		return true
-	}
-	for _, member := range store.Members() {
-		if member.Name == nodeID {
-			return true
-		}
-	}
-	return false
+	return allowed || slices.ContainsFunc(store.Members(), func(m etcdstate.Member) bool { return m.Name == nodeID })
 }
 
 // identify is the RPC server's judgement of a caller's certificate.

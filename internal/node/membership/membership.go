@@ -46,6 +46,9 @@ type membership struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 	roles  chan cloud.Role // wanted; capacity 1, the newest wins
+	doubts chan struct{}   // whether this node is still part of the cluster; capacity 1
+
+	rejoin bool // this node's copy of the state is no member's any more; guarded by Membership.ops
 
 	// Guarded by Membership.mu.
 	manager   *manager
@@ -97,7 +100,11 @@ func (m *Membership) Start(ctx context.Context) error {
 			cur.want(cloud.RoleManager) // stopped on the way to become one
 		}
 	}
-	return m.startAgent(cur)
+	if err := m.startAgent(cur); err != nil {
+		m.logger.Error("this node's part in the cluster could not be taken up", "error", err)
+		m.fail(err)
+	}
+	return nil
 }
 
 func (m *Membership) resumeManager(ctx context.Context, cur *membership) error {
@@ -118,19 +125,20 @@ func (m *Membership) resumeManager(ctx context.Context, cur *membership) error {
 
 // begin makes the running membership, without manager and agent.
 func (m *Membership) begin(rec record, id *identity.Node, addrs []string) (*membership, error) {
-	pool, err := rpc.NewManagers(rpc.ManagersConfig{
-		File: filepath.Join(m.dir, managersFile), Addrs: addrs, TLS: id.ClientConfig(), Logger: m.logger,
-	})
-	if err != nil {
+	cur := &membership{rec: rec, id: id, roles: make(chan cloud.Role, 1), doubts: make(chan struct{}, 1)}
+	var err error
+	if cur.pool, err = rpc.NewManagers(rpc.ManagersConfig{
+		File: filepath.Join(m.dir, managersFile), Addrs: addrs, TLS: id.ClientConfig(), Logger: m.logger, Doubted: cur.doubt,
+	}); err != nil {
 		return nil, err
 	}
-	cur := &membership{rec: rec, id: id, pool: pool, roles: make(chan cloud.Role, 1)}
 	cur.ctx, cur.cancel = context.WithCancel(context.Background())
 	m.mu.Lock()
 	m.current, m.failure = cur, ""
 	m.mu.Unlock()
 	cur.wg.Go(func() { id.KeepFresh(cur.ctx, m.logger, func(ctx context.Context) error { return m.renew(ctx, cur) }) })
 	cur.wg.Go(func() { m.followRole(cur) })
+	cur.wg.Go(func() { m.clearDoubts(cur) })
 	return cur, nil
 }
 
@@ -284,6 +292,59 @@ func (m *Membership) renew(ctx context.Context, cur *membership) error {
 	cur.pool.Update(resp.GetManagers())
 	cur.pool.Reset() // connections know the old certificate
 	return nil
+}
+
+func (cur *membership) doubt() {
+	select {
+	case cur.doubts <- struct{}{}:
+	default:
+	}
+}
+
+// clearDoubts asks the managers whether this node is still part of the cluster, at most once a second.
+func (m *Membership) clearDoubts(cur *membership) {
+	for {
+		select {
+		case <-cur.ctx.Done():
+			return
+		case <-cur.doubts:
+		}
+		err := m.askWhoWeAre(cur)
+		if fault.Is(err, fault.NotFound) {
+			go m.removed(cur)
+			return
+		}
+		select {
+		case <-cur.ctx.Done():
+			return
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// askWhoWeAre asks a manager, another one if this node is one. Who calls is looked at before what is asked for: an empty
+// request is refused to a node, and a stranger is told that it is one (fault.NotFound).
+func (m *Membership) askWhoWeAre(cur *membership) error {
+	ctx, cancel := context.WithTimeout(cur.ctx, 10*time.Second)
+	defer cancel()
+	m.mu.Lock()
+	mg := cur.manager
+	m.mu.Unlock()
+	pool := cur.pool
+	if mg != nil {
+		others, err := m.others(cur, mg)
+		if err != nil {
+			return err
+		}
+		defer others.Close()
+		pool = others
+	}
+	c, err := pool.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = rpc.NewMembershipClient(c).RenewCertificate(ctx, &rpc.RenewCertificateRequest{})
+	return rpc.FromStatus(err)
 }
 
 // removed takes note that the cluster knows this node no more. What belonged to the cluster is taken off the host; the

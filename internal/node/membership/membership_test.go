@@ -465,9 +465,6 @@ func TestADemotedManagerThatWasAwayComesBackAsWorker(t *testing.T) {
 	id := b.Local().NodeID
 	b.Stop()
 	eventually(t, "the others see it go", func() bool { return !a.plane().Election.Reachable(id) })
-	if err := a.plane().RemoveMember(t.Context(), id); err != nil {
-		t.Fatal(err)
-	}
 	if err := a.plane().Store.Update(t.Context(), func(tx state.WriteTx) error {
 		n := state.Clone(state.Get[*cloud.Node](tx, id))
 		n.Spec.Role = cloud.RoleWorker
@@ -475,6 +472,7 @@ func TestADemotedManagerThatWasAwayComesBackAsWorker(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
+	eventually(t, "the leader takes its member out", func() bool { return a.Local().ManagersTotal == 2 })
 	b.boot("b", nil)
 	b.running().SetRole(cloud.RoleWorker) // as the leader tells its agent
 	eventually(t, "it is a worker", func() bool {
@@ -522,8 +520,8 @@ func TestRemovedNodeSaysSo(t *testing.T) {
 	if err := a.plane().Store.Update(t.Context(), func(tx state.WriteTx) error { return tx.Delete(cloud.KindNode, id) }); err != nil {
 		t.Fatal(err)
 	}
-	err := w.renew(t.Context(), w.Membership.running())
-	wantErr(t, err, fault.NotFound, "no longer part of this cluster")
+	// As the agent does when its session ends with this.
+	_ = w.running().Managers.Report(rpc.Conn{}, rpc.ToStatus(fault.New(fault.NotFound, "node is not part of the cluster")))
 	eventually(t, "the node knows", func() bool { return w.Local().State == "error" && w.running() == nil })
 	if !strings.Contains(w.Local().Error, "has been removed") || w.left != 1 {
 		t.Errorf("%+v", w.Local())
@@ -594,8 +592,8 @@ func TestPortLetsOnlyManagersTakePartInRaft(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := get(old); err == nil {
-		t.Error("a demoted manager reaches the replicated state")
+	if code, err := get(old); err != nil || code != http.StatusGone {
+		t.Errorf("a demoted manager reaches the replicated state: %d, %v", code, err)
 	}
 }
 
@@ -639,6 +637,30 @@ func TestRolesAreCheckedCallByCall(t *testing.T) {
 		_, err := rpc.NewMembershipClient(c).RenewCertificate(ctx, &rpc.RenewCertificateRequest{CsrPem: []byte("x")})
 		return err
 	}), fault.InvalidArgument, "certificate request")
+}
+
+func TestADeadManagerThatIsRemovedCountsNoMore(t *testing.T) {
+	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
+	a.init()
+	b.join(a, a.tokens().Manager)
+	c.join(a, a.tokens().Manager)
+	id := c.Local().NodeID
+	c.Stop()
+	if err := a.plane().Store.Update(t.Context(), func(tx state.WriteTx) error { return tx.Delete(cloud.KindNode, id) }); err != nil {
+		t.Fatal(err)
+	}
+	members := func() int { return len(a.Membership.running().manager.store.Members()) }
+	eventually(t, "its member is taken out", func() bool { return members() == 2 })
+	// It comes back, and learns that it is out.
+	c.boot("c", nil)
+	eventually(t, "the node knows", func() bool { return c.Local().State == "error" })
+	if err := c.Leave(t.Context(), true); err != nil {
+		t.Fatal(err)
+	}
+	c.join(b, a.tokens().Manager)
+	if members() != 3 {
+		t.Errorf("%d members", members())
+	}
 }
 
 func TestDamagedMembershipCanBeLeft(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/identity"
+	"github.com/sampan-cloud/sampan/internal/state/etcdstate"
 )
 
 // port is a manager's one port. Whoever speaks HTTP/2 (it says so in the TLS handshake) is a node or a joining host and
@@ -32,13 +33,28 @@ type port struct {
 
 const handshakeTimeout = 10 * time.Second
 
+// peerVerdict is what becomes of a manager's node that comes for Raft.
+type peerVerdict uint8
+
+const (
+	peerAllowed peerVerdict = iota
+	peerRemoved             // was demoted or removed: it is told so, which ends its member
+	peerUnknown             // may try again
+)
+
 // openPort serves l. allowPeer is asked about each manager's node that comes for Raft.
-func openPort(l net.Listener, id *identity.Node, allowPeer func(nodeID string) bool, logger *slog.Logger) *port {
+func openPort(l net.Listener, id *identity.Node, allowPeer func(nodeID string) peerVerdict, logger *slog.Logger) *port {
 	p := &port{listener: l, logger: logger, rpcConns: newConnQueue(l.Addr())}
 	p.peers = &http.Server{
 		Handler:           http.HandlerFunc(p.servePeer),
 		ReadHeaderTimeout: handshakeTimeout,
-		ErrorLog:          log.New(io.Discard, "", 0), // etcd ends requests of removed members by a panic
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			if _, refused := c.(refusedConn); refused {
+				return context.WithValue(ctx, refusedKey{}, true)
+			}
+			return ctx
+		},
+		ErrorLog: log.New(io.Discard, "", 0), // etcd ends requests of removed members by a panic
 	}
 	rpcTLS, peerTLS := id.ServerConfig(identity.Anyone), id.ServerConfig(identity.ManagerOnly)
 	rpcTLS.NextProtos = []string{"h2"}
@@ -80,8 +96,17 @@ func openPort(l net.Listener, id *identity.Node, allowPeer func(nodeID string) b
 					p.rpcConns.put(tc)
 					return
 				}
-				if s, err := identity.SubjectOf(cs.PeerCertificates[0]); err != nil || !allowPeer(s.NodeID) {
+				s, err := identity.SubjectOf(cs.PeerCertificates[0])
+				if err != nil {
+					_ = tc.Close()
+					return
+				}
+				switch allowPeer(s.NodeID) {
+				case peerRemoved:
 					logger.Debug("a node that is no manager tried to take part in the replicated state", "node", s.NodeID, "from", c.RemoteAddr())
+					peerConns.put(refusedConn{tc})
+					return
+				case peerUnknown:
 					_ = tc.Close()
 					return
 				}
@@ -98,7 +123,16 @@ func (p *port) setPeerHandler(h http.Handler) {
 	p.handler = h
 }
 
+// refusedConn is of a manager that was removed or demoted and does not know it: it is told, and told nothing else.
+type refusedConn struct{ net.Conn }
+
+type refusedKey struct{}
+
 func (p *port) servePeer(w http.ResponseWriter, r *http.Request) {
+	if r.Context().Value(refusedKey{}) != nil {
+		etcdstate.RemovedHandler().ServeHTTP(w, r)
+		return
+	}
 	p.mu.Lock()
 	h := p.handler
 	p.mu.Unlock()

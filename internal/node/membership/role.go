@@ -112,7 +112,7 @@ func (m *Membership) becomeManager(ctx context.Context, cur *membership) error {
 	if mg != nil {
 		return m.askForVote(ctx, cur)
 	}
-	if etcdstate.Initialized(filepath.Join(m.dir, etcdDir)) {
+	if etcdstate.Initialized(filepath.Join(m.dir, etcdDir)) && !cur.rejoin {
 		if err := m.resumeManager(ctx, cur); err != nil {
 			return err
 		}
@@ -130,6 +130,10 @@ func (m *Membership) becomeManager(ctx context.Context, cur *membership) error {
 	if err := failpoint.Hit("membership.promote.added"); err != nil {
 		return err
 	}
+	if err := m.removeEtcd(); err != nil { // of a member that was
+		return err
+	}
+	cur.rejoin = false
 	mg, err := m.startManager(ctx, cur.rec, cur.id, cur.pool, managerStart{
 		initialCluster: added.GetInitialCluster(),
 		prepare: func(ctx context.Context, mg *manager) error {
@@ -191,6 +195,7 @@ func (m *Membership) becomeWorker(ctx context.Context, cur *membership) error {
 	if err := m.removeEtcd(); err != nil {
 		return err
 	}
+	cur.rejoin = false
 	if cur.id.Subject().Role == identity.Worker {
 		return nil
 	}
@@ -215,9 +220,9 @@ func (m *Membership) stopManager(cur *membership) {
 	}
 }
 
-// memberStopped hears that this node's member ended by itself. One that was removed from the replicated state belongs to
-// a node that was demoted or removed while it was away: its certificate's renewal tells which.
-func (m *Membership) memberStopped(mg *manager, removed bool) {
+// memberStopped hears that this node's member ended by itself: it was removed from the replicated state, because the node
+// was demoted or removed while it was away, or its disk failed. The other managers know which.
+func (m *Membership) memberStopped(mg *manager) {
 	m.ops.Lock()
 	defer m.ops.Unlock()
 	m.mu.Lock()
@@ -227,23 +232,22 @@ func (m *Membership) memberStopped(mg *manager, removed bool) {
 	if !mine {
 		return
 	}
-	addrs := mg.managerAddrs()[1:]
+	others := mg.managerAddrs()[1:]
 	m.stopManager(cur)
-	if !removed {
-		m.fail(fault.New(fault.Internal, "this manager's replicated state has stopped: see the daemon's log"))
+	if len(others) == 0 {
+		m.fail(fault.New(fault.Internal, "this manager's state has stopped, and there is no other manager: see the daemon's log"))
 		cur.want(cloud.RoleManager)
 		return
 	}
-	cur.pool.Update(addrs)
-	if err := m.removeEtcd(); err != nil {
-		m.fail(err)
-		return
+	cur.rejoin = true
+	cur.pool.Update(others)
+	err := m.renew(cur.ctx, cur)
+	if fault.Is(err, fault.NotFound) {
+		return // the renewal has seen to it
 	}
-	ctx, cancel := context.WithTimeout(cur.ctx, 30*time.Second)
-	defer cancel()
-	if err := m.renew(ctx, cur); err != nil {
-		m.logger.Warn("the managers could not be asked for this node's role", "error", err)
-		cur.want(cloud.RoleWorker)
+	if err != nil {
+		m.logger.Warn("this node's part as a manager has ended, and the other managers could not be asked why", "error", err)
+		cur.want(cloud.RoleManager)
 		return
 	}
 	cur.want(cloud.Role(cur.id.Subject().Role))

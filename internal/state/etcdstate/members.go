@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/version"
 	"go.etcd.io/etcd/client/pkg/v3/types"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/membership"
 	etcderrors "go.etcd.io/etcd/server/v3/etcdserver/errors"
@@ -183,4 +185,12 @@ func (s *Store) change(ctx context.Context, do func(context.Context) error) erro
 			return err
 		}
 	}
+}
+
+// RemovedHandler answers a member that does not know that it has been removed, in the way that makes it stop.
+func RemovedHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Server-Version", version.Version) // without it the answer is taken for that of an old member
+		http.Error(w, "the member has been permanently removed from the cluster", http.StatusGone)
+	})
 }

@@ -61,7 +61,7 @@ type item struct {
 }
 
 func newTree() *btree.BTree[item] {
-	return btree.New(32, func(a, b item) bool { return a.key < b.key })
+	return btree.New(8, func(a, b item) bool { return a.key < b.key })
 }
 
 func objectItem(kind cloud.Kind, id string) string { return "o\x00" + string(kind) + "\x00" + id }
