@@ -5,8 +5,10 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
+	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/keeper"
 )
 
@@ -120,16 +122,19 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 // cleanup gives back what a start took: the keeper's part, network, mounts. Failures are logged: nothing that follows
 // an exit may be held up by them, and Restore tries again.
 func (m *Manager) cleanup(ctx context.Context, c *ctr) {
-	errs := make(chan error, 1)
-	go func() {
-		if strings.HasPrefix(c.rec.Config.Host.NetworkMode, "container:") {
-			errs <- nil
-			return
-		}
-		errs <- m.Networks.Detach(ctx, c.id)
-	}()
-	err := m.Keeper.Delete(ctx, c.id)
-	err = errors.Join(err, m.unmountAll(ctx, c), <-errs)
+	// None of the three needs another to be done: the runtime's groups, the network, the mounts.
+	var deleted, detached error
+	var wg sync.WaitGroup
+	wg.Go(func() { deleted = m.Keeper.Delete(ctx, c.id) })
+	if !strings.HasPrefix(c.rec.Config.Host.NetworkMode, "container:") {
+		wg.Go(func() { detached = m.Networks.Detach(ctx, c.id) })
+	}
+	unmounted := m.unmountAll(ctx, c)
+	wg.Wait()
+	if fault.Is(deleted, fault.NotFound) {
+		deleted = nil // a start that did not come that far, or a keeper that never had it
+	}
+	err := errors.Join(deleted, detached, unmounted)
 	if err != nil {
 		m.log.Error("cleaning up after a container's end", "container", c.id, "error", err)
 	}
