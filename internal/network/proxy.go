@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -94,11 +95,11 @@ func addr4(a netip.Addr) [4]byte {
 }
 
 // dialer connects from the host's namespace.
-type dialer func(to netip.AddrPort) (net.Conn, error)
+type dialer func(network string, to netip.AddrPort) (net.Conn, error)
 
-func (m *Manager) dialFromHost(to netip.AddrPort) (c net.Conn, err error) {
+func (m *Manager) dialFromHost(network string, to netip.AddrPort) (c net.Conn, err error) {
 	err = m.host.Do(func() error {
-		c, err = net.Dial("tcp", to.String())
+		c, err = net.Dial(network, to.String())
 		return err
 	})
 	return c, err
@@ -113,7 +114,13 @@ type proxy struct {
 }
 
 // startProxy accepts what comes to the socket and copies it to and from the target.
-func startProxy(s *hostSocket, dial dialer, to netip.AddrPort) io.Closer {
+func startProxy(proto string, s *hostSocket, dial dialer, to netip.AddrPort) io.Closer {
+	switch {
+	case s.file == nil || proto == "sctp":
+		return nil
+	case proto == "udp":
+		return startRelay(s, dial, to)
+	}
 	l, err := net.FileListener(s.file) // a duplicate: the port stays reserved when the proxy ends
 	if err != nil {
 		return nil
@@ -137,7 +144,7 @@ func (p *proxy) serve(c net.Conn, dial dialer, to netip.AddrPort) {
 		return
 	}
 	defer p.track(c, false)
-	out, err := dial(to)
+	out, err := dial("tcp", to)
 	if err != nil {
 		if tc, ok := c.(*net.TCPConn); ok {
 			_ = tc.SetLinger(0) // the client sees a reset, as it would from a closed port
@@ -180,6 +187,85 @@ func (p *proxy) Close() error {
 	p.ended = true
 	for c := range p.conns {
 		_ = c.Close()
+	}
+	return err
+}
+
+// relay copies datagrams, each client's by a socket of its own.
+type relay struct {
+	in    net.PacketConn
+	mu    sync.Mutex
+	flows map[string]net.Conn // by client
+	ended bool
+}
+
+const (
+	// flowIdle ends a client's flow that is silent, as connection tracking would.
+	flowIdle = 90 * time.Second
+	maxFlows = 1024
+)
+
+func startRelay(s *hostSocket, dial dialer, to netip.AddrPort) io.Closer {
+	in, err := net.FilePacketConn(s.file)
+	if err != nil {
+		return nil
+	}
+	r := &relay{in: in, flows: map[string]net.Conn{}}
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, from, err := in.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			} else if err != nil {
+				continue // a client that has gone
+			}
+			if out := r.flow(from, dial, to); out != nil {
+				_ = out.SetReadDeadline(time.Now().Add(flowIdle))
+				_, _ = out.Write(buf[:n])
+			}
+		}
+	}()
+	return r
+}
+
+// flow is the client's socket to the target.
+func (r *relay) flow(from net.Addr, dial dialer, to netip.AddrPort) net.Conn {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if out := r.flows[from.String()]; out != nil || r.ended || len(r.flows) >= maxFlows {
+		return out
+	}
+	out, err := dial("udp", to)
+	if err != nil {
+		return nil
+	}
+	r.flows[from.String()] = out
+	go func() {
+		buf := make([]byte, 64<<10)
+		for {
+			n, err := out.Read(buf)
+			if err != nil {
+				break // silent for long, or the port of the target is closed
+			}
+			_, _ = r.in.WriteTo(buf[:n], from)
+		}
+		r.mu.Lock()
+		delete(r.flows, from.String())
+		r.mu.Unlock()
+		_ = out.Close()
+	}()
+	return out
+}
+
+// Close ends the relay and its flows.
+func (r *relay) Close() error {
+	err := r.in.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ended = true
+	for _, out := range r.flows {
+		_ = out.Close()
 	}
 	return err
 }

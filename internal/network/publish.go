@@ -189,8 +189,8 @@ func (b *portBook) proxies(sandbox string, dial dialer, to func(BoundPort) netip
 			_ = h.proxy.Close()
 			h.proxy = nil
 		}
-		if target := to(h.BoundPort); target.IsValid() && h.sock != nil && h.Protocol == "tcp" {
-			h.proxy = startProxy(h.sock, dial, target)
+		if target := to(h.BoundPort); target.IsValid() && h.sock != nil {
+			h.proxy = startProxy(h.Protocol, h.sock, dial, target)
 		}
 	}
 }

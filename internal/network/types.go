@@ -151,6 +151,7 @@ type Sandbox struct {
 //	Detach(ctx, sandboxID) error                 ports, names and addresses are free on return; namespace and links go in the background
 //	Connect(ctx, sandboxID, EndpointSpec) (Endpoint, error)   live
 //	Disconnect(ctx, sandboxID, network string) error
+//	Rename(ctx, sandboxID, owner string) error   its DNS name follows
 //	Sandbox(id) (*Sandbox, bool)
 //	Keep(ids []string)                     after a restart: every sandbox not named is removed
 //	Apply(ctx, *cloud.NodeView, self string) error   makes overlays, forwarding, names, VIPs and ingress agree with the view of node self;
