@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"strings"
@@ -126,9 +128,9 @@ func (a *Agent) session(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Hello{Hello: a.hello()}}); err != nil {
+	if err := stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Hello{Hello: a.hello()}}); err != nil && !errors.Is(err, io.EOF) {
 		return cause(ctx, err)
-	}
+	} // after EOF, Recv says why the manager ended the stream
 	slow := time.AfterFunc(startWait, func() { cancel(fault.New(fault.DeadlineExceeded, "the manager did not begin the session in time")) })
 	first, err := stream.Recv()
 	slow.Stop()
@@ -149,7 +151,11 @@ func (a *Agent) session(ctx context.Context) (err error) {
 	defer wg.Wait()
 	defer cancel(nil)
 	wg.Go(func() { cancel(a.beat(ctx, link, start)) })
-	wg.Go(func() { cancel(a.speak(ctx, stream)) })
+	wg.Go(func() {
+		if err := a.speak(ctx, stream); !errors.Is(err, io.EOF) { // after EOF, Recv says why the manager ended the stream
+			cancel(err)
+		}
+	})
 	for {
 		m, err := stream.Recv()
 		if err != nil {

@@ -3,6 +3,8 @@ package dispatcher
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -97,6 +99,9 @@ func (d *Dispatcher) Session(stream rpc.Dispatcher_SessionServer) error {
 			err = rerr
 		}
 	default: // ends with the stream, which ends with this return
+	}
+	if errors.Is(err, io.EOF) {
+		return nil // the agent ended it
 	}
 	return err
 }
