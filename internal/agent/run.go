@@ -114,8 +114,9 @@ func (a *Agent) session(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	asked := ctx // below, ctx ends with the session
 	defer func() {
-		if link.Report != nil && ctx.Err() == nil {
+		if link.Report != nil && asked.Err() == nil {
 			err = link.Report(err)
 		}
 		if link.Close != nil {
