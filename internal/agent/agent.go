@@ -77,5 +77,7 @@ type Config struct {
 	DataAddrs   func() []netip.Addr
 	// RoleChanged is called with the role that the node should have, whenever it is told.
 	RoleChanged func(cloud.Role)
+	// Removed is called when a manager says that this node is not part of the cluster any more.
+	Removed func()
 	Logger      *slog.Logger
 }

@@ -84,6 +84,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		if time.Since(began) > 2*maxBackoff {
 			backoff = minBackoff
 		}
+		if a.cfg.Removed != nil && fault.Is(err, fault.NotFound) {
+			a.cfg.Removed()
+		}
 		level := slog.LevelInfo
 		if backoff < maxBackoff {
 			level = slog.LevelDebug // managers come and go; only those that stay away are worth a line

@@ -84,7 +84,7 @@ func (n *Node) startAgent(env membership.NodeEnv) (stop func(), err error) {
 			return n.host.description(mtuOf(env.DataAddrs))
 		},
 		DataAddrs:   func() []netip.Addr { return env.DataAddrs },
-		RoleChanged: env.SetRole, Logger: n.log,
+		RoleChanged: env.SetRole, Removed: env.Removed, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err

@@ -183,7 +183,7 @@ func (t *term) flush() {
 	defer t.mu.Unlock()
 	t.model.flush(time.Now())
 	for _, s := range t.sessions {
-		if s.behind() {
+		if s.behind() || t.meta(s.node) != s.meta {
 			s.nudge()
 		}
 	}
