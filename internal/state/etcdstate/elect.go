@@ -7,7 +7,8 @@ import (
 )
 
 // electSelf makes the only voter lead at once. Raft would wait for up to an election timeout although nobody else could
-// be elected: half of what `swarm init` takes.
+// be elected: half of what `swarm init` takes. It is for a new member only: one that still applies what it finds in its
+// log panics when it is told to stand, as Raft then looks for entries that may be compacted already.
 func (s *Store) electSelf() {
 	self := uint64(s.server.MemberID())
 	for _, m := range s.Members() {

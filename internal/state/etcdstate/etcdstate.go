@@ -124,6 +124,7 @@ func Open(cfg Config) (*Store, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of the cluster's state: %w", err)
 	}
+	fresh := !Initialized(cfg.Dir)
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, fmt.Errorf("start the cluster's state: %w", err)
@@ -141,7 +142,9 @@ func Open(cfg Config) (*Store, error) {
 		return nil, err
 	}
 	s.wg.Go(func() { s.follow(rev) })
-	s.wg.Go(s.electSelf)
+	if fresh {
+		s.wg.Go(s.electSelf)
+	}
 	s.wg.Go(s.watchLeadership)
 	s.wg.Go(s.watchStop)
 	return s, nil
