@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -351,6 +353,71 @@ func TestPublishedOnEveryHost(t *testing.T) {
 		if n.Scope == network.ScopeSwarm {
 			t.Errorf("network %s after leaving", n.Spec.Name)
 		}
+	}
+}
+
+// TestNoRequestFails: members become unready, ready, go and come, one always being there, while requests stream through
+// the virtual IP and through published ports. None fails.
+func TestNoRequestFails(t *testing.T) {
+	s := newSwarm(t, 2)
+	s.network(redID, "red", "10.10.0.0/24", 4097)
+	s.service(redID, "web", "10.10.0.2")
+	s.service(ingressID, "web", "10.0.0.100", cloud.PortConfig{Protocol: cloud.TCP, Target: 80, Published: 8080})
+	s.apply()
+	member := func(i int) {
+		name := fmt.Sprintf("web.%d", i)
+		s.member(redID, i%2, "web", name, fmt.Sprintf("10.10.0.%d", 11+i))
+		s.member(ingressID, i%2, "web", name, fmt.Sprintf("10.0.0.%d", 11+i))
+	}
+	for i := range 4 {
+		s.task(i%2, fmt.Sprintf("web.%d", i), on(redID, fmt.Sprintf("10.10.0.%d", 11+i)), on(ingressID, fmt.Sprintf("10.0.0.%d", 11+i)))
+		member(i)
+	}
+	s.member(redID, 0, "caller", "caller", "10.10.0.20")
+	caller := s.task(0, "caller", on(redID, "10.10.0.20"))
+	s.apply()
+
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var asked atomic.Int64
+	for _, from := range []struct {
+		space *nettest.Space
+		at    string
+	}{{caller, "10.10.0.2:80"}, {s.client, s.hosts[0].Addr.String() + ":8080"}, {s.client, s.hosts[1].Addr.String() + ":8080"}} {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, _, err := from.space.Ask("tcp", from.at); err != nil {
+					t.Errorf("a request from %s to %s failed: %v", from.space.Name, from.at, err)
+					return
+				}
+				asked.Add(1)
+			}
+		})
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 30 {
+		i := 1 + r.IntN(3) // web.0 is always there
+		name := fmt.Sprintf("web.%d", i)
+		for _, id := range []string{redID, ingressID} {
+			if m := s.view.Members[cloud.MemberID(name, id)]; m == nil {
+				member(i)
+			} else if m.Ready {
+				m.Ready = false
+			} else {
+				delete(s.view.Members, m.ID)
+			}
+		}
+		s.apply()
+	}
+	close(stop)
+	wg.Wait()
+	if asked.Load() < 100 {
+		t.Errorf("only %d requests were made", asked.Load())
 	}
 }
 

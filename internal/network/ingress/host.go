@@ -23,7 +23,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
@@ -123,9 +122,10 @@ func (e Endpoint) elements(slots []netip.AddrPort, first int, values bool) []nft
 	return out
 }
 
+// pick is the chain of a port with n members. Why the rule is there twice is said in package lb.
 func pick(e Endpoint, n int) nft.Chain {
-	return nft.Chain{Name: e.chain(), Rules: []nft.Rule{
-		nft.DNATMap(false, backends.Name, append(slices.Clone(key), nft.RoundRobin(uint32(n)))...)}}
+	draw := nft.DNATMap(false, backends.Name, append(slices.Clone(key), nft.RoundRobin(uint32(n)))...)
+	return nft.Chain{Name: e.chain(), Rules: []nft.Rule{draw, draw}}
 }
 
 // srcLocal matches packets that the host itself sends.
@@ -210,15 +210,15 @@ func (h *Host) Set(_ context.Context, cfg HostConfig) error {
 		want[p.Endpoint] = p
 	}
 	h.claim(want)
-	lost, err := h.change(conn, cfg, want, restarted)
+	lost, gone, err := h.change(conn, cfg, want, restarted)
 	if err != nil {
 		h.known = nil
 		return fmt.Errorf("published ports: %w", err)
 	}
 	if restarted {
-		lost = want
+		lost, gone = want, nil // who went while nobody looked cannot be told
 	}
-	if err := sweep(h.ns, cfg.Leg, lost); err != nil {
+	if err := sweep(h.ns, cfg.Leg, lost, gone); err != nil {
 		h.known = nil
 		return fmt.Errorf("published ports: %w", err)
 	}
@@ -291,9 +291,14 @@ func (h *Host) Conflicts() map[Endpoint]error {
 	return out
 }
 
-func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, restarted bool) (lost map[Endpoint]*Port, err error) {
+func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, restarted bool) (lost map[Endpoint]*Port, gone []netip.Addr, err error) {
 	next := make(map[Endpoint]*frontend, len(want))
-	lost = map[Endpoint]*Port{}
+	lost, gone = map[Endpoint]*Port{}, []netip.Addr{}
+	loses := func(old *frontend, now *Port) {
+		if who := old.without(now); len(who) > 0 {
+			lost[now.Endpoint], gone = now, append(gone, who...)
+		}
+	}
 	changed := false
 	err = conn.Do(func(tx *nft.Tx) error {
 		switch {
@@ -307,7 +312,7 @@ func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, r
 		for e, old := range h.known {
 			if want[e] == nil {
 				drop(tx, e, old)
-				lost[e] = &Port{Endpoint: e}
+				loses(old, &Port{Endpoint: e})
 				changed = true
 			}
 		}
@@ -328,8 +333,8 @@ func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, r
 			f := &frontend{port: p, slots: lb.Fill(was, members, 0)}
 			changed = replace(tx, e, old, f) || changed
 			next[e] = f
-			if old != nil && loses(old, p) {
-				lost[e] = p
+			if old != nil {
+				loses(old, p)
 			}
 		}
 		if !changed {
@@ -338,28 +343,24 @@ func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, r
 		return failpoint.Hit("network/ingress.change.commit")
 	})
 	if err != nil && !errors.Is(err, errUnchanged) {
-		return nil, err
+		return nil, nil, err
 	}
 	h.known, h.leg, h.private = next, cfg.Leg, slices.Clone(cfg.Private)
-	return lost, nil
+	return lost, gone, nil
 }
 
 var errUnchanged = errors.New("nothing to change")
 
-func loses(old *frontend, p *Port) bool {
-	for _, s := range old.slots {
-		if !slices.Contains(p.Members, s.Addr()) {
-			return true
-		}
+// without are those who get no new connections any more, and those who were draining and are gone.
+func (f *frontend) without(now *Port) []netip.Addr {
+	var members, draining []netip.Addr
+	for _, s := range f.slots {
+		members = append(members, s.Addr())
 	}
-	if old.port != nil {
-		for _, m := range old.port.Draining {
-			if !slices.Contains(p.Members, m) && !slices.Contains(p.Draining, m) {
-				return true
-			}
-		}
+	if f.port != nil {
+		draining = f.port.Draining
 	}
-	return false
+	return lb.Gone(members, draining, now.Members, now.Draining)
 }
 
 func drop(tx *nft.Tx, e Endpoint, old *frontend) {
@@ -480,22 +481,17 @@ func decode(known map[Endpoint]*frontend, elements []nftables.SetElement) bool {
 }
 
 // sweep forgets connections from published ports to members that are gone.
-func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port) error {
+func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port, gone []netip.Addr) error {
 	if len(lost) == 0 {
 		return nil
 	}
 	protocols := map[uint8]cloud.Protocol{unix.IPPROTO_TCP: cloud.TCP, unix.IPPROTO_UDP: cloud.UDP, unix.IPPROTO_SCTP: cloud.SCTP}
-	return lb.Forget(ns, unix.AF_INET, func(f *netlink.ConntrackFlow) bool {
-		p := lost[Endpoint{protocols[f.Forward.Protocol], f.Forward.DstPort}]
-		if p == nil {
-			return false
-		}
-		member, _ := netip.AddrFromSlice(f.Reverse.SrcIP)
-		to, _ := netip.AddrFromSlice(f.Forward.DstIP)
-		if member = member.Unmap(); member == to.Unmap() || !leg.Contains(member) {
+	return lb.Forget(ns, gone, func(f lb.Flow) bool {
+		p := lost[Endpoint{protocols[f.Protocol], f.To.Port()}]
+		if p == nil || f.Member == f.To.Addr() || !leg.Contains(f.Member) {
 			return false // not translated by us
 		}
-		return lb.Stale(f, member, p.Members, p.Draining)
+		return f.Stale(p.Members, p.Draining)
 	})
 }
 

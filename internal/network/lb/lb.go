@@ -107,12 +107,13 @@ func (f family) backends() nft.Map {
 
 func chainOf(vip netip.Addr) string { return "vip_" + hex.EncodeToString(vip.AsSlice()) }
 
-// pick is the chain of a virtual IP with n members.
+// pick is the chain of a virtual IP with n members. The rule is there twice: a packet that comes in the very moment of a
+// change may see the chain of before or after with the members of the other, and not find the number it drew. It draws
+// again, from a counter that hardly ever moves and so gives low numbers, which are there.
 func pick(vip netip.Addr, n int) nft.Chain {
 	f := of(vip)
-	return nft.Chain{Name: chainOf(vip), Rules: []nft.Rule{
-		nft.DNATAddrMap(vip.Is6(), f.backends().Name, f.dst, nft.RoundRobin(uint32(n))),
-	}}
+	draw := nft.DNATAddrMap(vip.Is6(), f.backends().Name, f.dst, nft.RoundRobin(uint32(n)))
+	return nft.Chain{Name: chainOf(vip), Rules: []nft.Rule{draw, draw}}
 }
 
 // base is the table without virtual IPs.
@@ -162,13 +163,13 @@ func (t *Table) Set(want map[netip.Addr]*VIP) error {
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
 	if restarted {
-		lost = want // who went while nobody looked cannot be told
+		lost = losses{vips: want} // who went while nobody looked cannot be told
 	}
 	if err := failpoint.Hit("network/lb.set.before-sweep"); err != nil {
 		t.known = nil
 		return err
 	}
-	if err := Sweep(ns, lost); err != nil {
+	if err := Sweep(ns, lost.vips, lost.members); err != nil {
 		t.known = nil
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
@@ -192,8 +193,8 @@ func (t *Table) same(want map[netip.Addr]*VIP) bool {
 const atOnce = 200
 
 // change brings the kernel from known to want and returns the virtual IPs that lost somebody.
-func (t *Table) change(conn *nft.Conn, want map[netip.Addr]*VIP) (lost map[netip.Addr]*VIP, err error) {
-	lost = map[netip.Addr]*VIP{}
+func (t *Table) change(conn *nft.Conn, want map[netip.Addr]*VIP) (losses, error) {
+	lost := losses{vips: map[netip.Addr]*VIP{}, members: []netip.Addr{}}
 	var todo []netip.Addr
 	for addr := range t.known {
 		if want[addr] == nil {
@@ -217,12 +218,12 @@ func (t *Table) change(conn *nft.Conn, want map[netip.Addr]*VIP) (lost map[netip
 				tx.Replace(table, base())
 			}
 			for _, addr := range part {
-				next[addr] = t.changeOne(tx, addr, want[addr], lost)
+				next[addr] = t.changeOne(tx, addr, want[addr], &lost)
 			}
 			return failpoint.Hit("network/lb.change.commit")
 		})
 		if err != nil {
-			return nil, err
+			return losses{}, err
 		}
 		t.state = tableGood
 		for addr, f := range next {
@@ -234,41 +235,63 @@ func (t *Table) change(conn *nft.Conn, want map[netip.Addr]*VIP) (lost map[netip
 	return lost, nil
 }
 
+// losses are the virtual IPs that lost somebody, and whom.
+type losses struct {
+	vips    map[netip.Addr]*VIP
+	members []netip.Addr
+}
+
 // changeOne enters the change of one virtual IP; nil v: it is to go.
-func (t *Table) changeOne(tx *nft.Tx, addr netip.Addr, v *VIP, lost map[netip.Addr]*VIP) *frontend {
+func (t *Table) changeOne(tx *nft.Tx, addr netip.Addr, v *VIP, lost *losses) *frontend {
 	old := t.known[addr]
+	if old != nil {
+		now := v
+		if v == nil {
+			now = &VIP{Addr: addr}
+		}
+		if gone := old.without(now); len(gone) > 0 {
+			lost.vips[addr], lost.members = now, append(lost.members, gone...)
+		}
+	}
 	if v == nil {
 		t.drop(tx, addr, old)
-		lost[addr] = &VIP{Addr: addr}
 		return nil
 	}
 	var was []netip.Addr
 	if old != nil {
 		was = old.slots
-		if loses(old, v) {
-			lost[addr] = v
-		}
 	}
 	f := &frontend{vip: v, slots: Fill(was, v.Members, t.salt)}
 	t.replace(tx, addr, old, f)
 	return f
 }
 
-// loses reports whether somebody of old gets no new connections any more, or is gone altogether.
-func loses(old *frontend, v *VIP) bool {
-	for _, m := range old.slots {
-		if !slices.Contains(v.Members, m) {
-			return true
+// without are those who get no new connections any more, and those who were draining and are gone.
+func (f *frontend) without(now *VIP) []netip.Addr {
+	return Gone(f.slots, f.draining(), now.Members, now.Draining)
+}
+
+func (f *frontend) draining() []netip.Addr {
+	if f.vip == nil {
+		return nil
+	}
+	return f.vip.Draining
+}
+
+// Gone are those of members that are members no more, and those of draining that are neither.
+func Gone(members, draining, nowMembers, nowDraining []netip.Addr) []netip.Addr {
+	var gone []netip.Addr
+	for _, m := range members {
+		if !slices.Contains(nowMembers, m) {
+			gone = append(gone, m)
 		}
 	}
-	if old.vip != nil {
-		for _, m := range old.vip.Draining {
-			if !slices.Contains(v.Members, m) && !slices.Contains(v.Draining, m) {
-				return true
-			}
+	for _, m := range draining {
+		if !slices.Contains(nowMembers, m) && !slices.Contains(nowDraining, m) {
+			gone = append(gone, m)
 		}
 	}
-	return false
+	return gone
 }
 
 func (t *Table) drop(tx *nft.Tx, addr netip.Addr, old *frontend) {
