@@ -91,7 +91,9 @@ func (m *Manager) remove(ctx context.Context, c *ctr, force, volumes bool) error
 	m.mu.Unlock()
 	c.dropPending(nil)
 	m.event(&c.rec.Container, "destroy")
-	c.waiters.told(c.rec.State.result(), true)
+	r := c.rec.State.result()
+	r.errMsg = "" // the removal itself went well
+	c.waiters.told(r, true)
 	return nil
 }
 
