@@ -185,6 +185,7 @@ func (i *Image) clone() Image {
 	c.RepoTags = slices.Clone(i.RepoTags)
 	c.RepoDigests = slices.Clone(i.RepoDigests)
 	c.Layers = slices.Clone(i.Layers)
+	c.LayerSizes = slices.Clone(i.LayerSizes)
 	c.Labels = maps.Clone(i.Labels)
 	c.Config = cloneConfig(i.Config)
 	c.OnBuild = slices.Clone(i.OnBuild)

@@ -100,6 +100,7 @@ func (s *Store) readImage(ctx context.Context, r images.Image) (*Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("layer %s: %w", chain, err)
 		}
+		img.LayerSizes = append(img.LayerSizes, u.Size)
 		img.Size += u.Size
 	}
 	return img, nil

@@ -147,7 +147,7 @@ func TestLoadGivesTheImage(t *testing.T) {
 	if want := []string{"example.com/x/hello:latest", "hello:1"}; !slices.Equal(img.RepoTags, want) {
 		t.Errorf("RepoTags %v, want %v", img.RepoTags, want)
 	}
-	if !slices.Equal(img.Config.Cmd, []string{"/bin/hello"}) || img.Labels["a"] != "b" || img.Size == 0 || len(img.Layers) != 1 {
+	if !slices.Equal(img.Config.Cmd, []string{"/bin/hello"}) || img.Labels["a"] != "b" || img.Size == 0 || len(img.Layers) != 1 || len(img.LayerSizes) != 1 || img.LayerSizes[0] != img.Size {
 		t.Errorf("image %+v", img)
 	}
 	for _, line := range []string{"Loaded image: hello:1", "Loaded image: example.com/x/hello:latest"} {

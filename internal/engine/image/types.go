@@ -23,6 +23,7 @@ type Image struct {
 	Variant      string
 	Size         int64    // bytes of its layers, unpacked
 	Layers       []string // diff IDs, lowest first
+	LayerSizes   []int64  // bytes of each, unpacked
 	Labels       map[string]string
 	Config       ocispec.ImageConfig
 	// Healthcheck, OnBuild and Shell are Docker's additions to the OCI config.

@@ -99,19 +99,29 @@ func (s *Store) ensureView(ctx context.Context, chain string) error {
 		return err
 	}
 	defer unlock()
-	if err := s.leaseSnapshot(ctx, key); err != nil {
-		return err
-	}
-	if _, err := s.snapshots().Stat(ctx, key); err == nil {
-		return nil
-	} else if !errdefs.IsNotFound(err) {
+	if there, err := s.holdSnapshot(ctx, key); there || err != nil {
 		return err
 	}
 	_, err = s.snapshots().View(ctx, key, chain)
 	return err
 }
 
-// leaseSnapshot adds a snapshot to ctx's lease, so that it stays if it exists. Asking whether it exists comes after.
+// holdSnapshot reports whether a snapshot exists, and if so adds it to ctx's lease. One that is made under the lease
+// needs no more: that is why it looks first, and again once it has the lease, as a collection may come between.
+func (s *Store) holdSnapshot(ctx context.Context, key string) (bool, error) {
+	for leased := false; ; leased = true {
+		if _, err := s.snapshots().Stat(ctx, key); errdefs.IsNotFound(err) {
+			return false, nil
+		} else if err != nil || leased {
+			return err == nil, err
+		}
+		if err := s.leaseSnapshot(ctx, key); err != nil {
+			return false, err
+		}
+	}
+}
+
+// leaseSnapshot adds a snapshot to ctx's lease, so that it stays if it exists.
 func (s *Store) leaseSnapshot(ctx context.Context, key string) error {
 	id, ok := leases.FromContext(ctx)
 	if !ok {
@@ -128,15 +138,10 @@ func (s *Store) unpackLayer(ctx context.Context, layer ocispec.Descriptor, diffI
 		return err
 	}
 	defer unlock()
-	if err := s.leaseSnapshot(ctx, chain); err != nil {
+	if there, err := s.holdSnapshot(ctx, chain); there || err != nil {
 		return err
 	}
 	sn := s.snapshots()
-	if _, err := sn.Stat(ctx, chain); err == nil {
-		return nil
-	} else if !errdefs.IsNotFound(err) {
-		return err
-	}
 	key := "extract/" + rand.Text() + "/" + chain
 	mounts, err := sn.Prepare(ctx, key, parent)
 	if err != nil {

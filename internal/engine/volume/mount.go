@@ -12,8 +12,8 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/core/mount"
 	cfs "github.com/containerd/continuity/fs"
+	"github.com/moby/sys/mount"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
@@ -81,8 +81,7 @@ func mountVolume(ctx context.Context, v Volume) error {
 	if isBind(v.Options) && typ == "" {
 		typ = "none"
 	}
-	m := mount.Mount{Type: typ, Source: device, Options: words}
-	if err := m.Mount(v.Mountpoint); err != nil {
+	if err := mount.Mount(device, v.Mountpoint, typ, strings.Join(words, ",")); err != nil {
 		shown := options
 		for _, w := range words {
 			if secret, ok := strings.CutPrefix(w, "password="); ok && secret != "" {
