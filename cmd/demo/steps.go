@@ -110,7 +110,6 @@ func (d *demo) deploy(ctx context.Context) (string, error) {
 	for _, s := range shopimage.Services {
 		args := []string{"service", "create", "--detach", "--name", s.Name, "--network", "shop", "--replicas", fmt.Sprint(replicas),
 			"--env", "SHOP_NODE={{.Node.Hostname}}", "--env", "SHOP_TASK={{.Task.Name}}",
-			"--health-cmd", "/shop probe http://127.0.0.1:8080/healthz", "--health-interval", "2s", "--health-start-interval", "100ms", "--health-start-period", "10s",
 			"--restart-delay", "500ms", "--no-resolve-image"}
 		if s.Published != 0 {
 			args = append(args, "--publish", fmt.Sprintf("%d:8080", s.Published))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -37,5 +38,7 @@ func Build(ctx context.Context, service string) ([]byte, error) {
 		Tags:   []string{"shop/" + service + ":1"},
 		Files:  map[string]testimage.File{"/shop": {HostPath: bin, Mode: 0o755}},
 		Config: ocispec.ImageConfig{Entrypoint: []string{"/shop"}, ExposedPorts: map[string]struct{}{"8080/tcp": {}}},
+		Health: &testimage.Health{Test: []string{"CMD", "/shop", "probe", "http://127.0.0.1:8080/healthz"},
+			Interval: 2 * time.Second, StartPeriod: 10 * time.Second, StartInterval: 200 * time.Millisecond},
 	})
 }

@@ -37,10 +37,26 @@ type Spec struct {
 	Layers []map[string]File
 	// Config is its run configuration.
 	Config ocispec.ImageConfig
+	// Health is its health check, which is Docker's addition to the OCI config.
+	Health *Health
 	// Architecture other than this machine's.
 	Architecture string
 	// Created is its time; zero: the start of 1970, so that the same Spec gives the same image.
 	Created time.Time
+}
+
+// Health is a health check as it stands in an image's config; Test is {"CMD", …}.
+type Health struct {
+	Test          []string      `json:",omitempty"`
+	Interval      time.Duration `json:",omitempty"`
+	StartPeriod   time.Duration `json:",omitempty"`
+	StartInterval time.Duration `json:",omitempty"`
+}
+
+// runConfig is an image's run configuration with Docker's addition.
+type runConfig struct {
+	ocispec.ImageConfig
+	Healthcheck *Health `json:",omitempty"`
 }
 
 // File is one file of an image. At most one of HostPath, Symlink, Hardlink, Dir and Whiteout is set; without, Data is
@@ -135,7 +151,10 @@ func blobs(ctx context.Context, spec Spec) (layers [][]byte, config []byte, err 
 		c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, digest.FromBytes(l))
 		c.History = append(c.History, ocispec.History{Created: &created, CreatedBy: "testimage"})
 	}
-	config, err = json.Marshal(c)
+	config, err = json.Marshal(struct {
+		ocispec.Image
+		Config runConfig `json:"config"`
+	}{c, runConfig{spec.Config, spec.Health}})
 	return layers, config, err
 }
 
