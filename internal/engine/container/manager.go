@@ -20,7 +20,7 @@ type ManagerConfig struct {
 	ExecRoot     string // mount points and what a reboot may take
 	CgroupParent string // default "/sampan"; a container's own CgroupParent replaces it
 	DefaultLog   LogConfig
-	// InitPath is the small init that --init puts before the user's process; empty: --init is refused.
+	// InitPath is the small init that --init puts before the user's process; empty: --init has no effect, with a warning.
 	InitPath string
 	// HostGateway is what "host-gateway" in ExtraHosts stands for; empty: the gateway of the container's first network.
 	HostGateway []netip.Addr

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -219,7 +220,6 @@ func TestMergeImage(t *testing.T) {
 func TestValidate(t *testing.T) {
 	m := &Manager{ManagerConfig: ManagerConfig{DefaultLog: LogConfig{Driver: "json-file"}}, host: *v2Host()}
 	m.host.cgroups.v2 = tree(t, map[string]string{"cgroup.controllers": "cpuset cpu io memory pids\n"})
-	on := true
 	for want, cfg := range map[string]Config{
 		"needs to be an absolute path":           {WorkingDir: "rel"},
 		"invalid signal: SIGNOPE":                {StopSignal: "SIGNOPE"},
@@ -252,7 +252,6 @@ func TestValidate(t *testing.T) {
 		"Unknown healthcheck type":               {Health: &Health{Test: []string{"curl"}}},
 		"invalid device cgroup rule":             {Host: HostConfig{DeviceRules: []string{"x 1:1 r"}}},
 		"invalid cgroup parent":                  {Host: HostConfig{CgroupParent: "../up"}},
-		"needs an init program":                  {Host: HostConfig{Init: &on}},
 		"unknown or invalid runtime name: kata":  {Host: HostConfig{Runtime: "kata"}},
 	} {
 		_, err := m.validate(&cfg, false)
@@ -275,5 +274,30 @@ func TestLimitsWithoutControllers(t *testing.T) {
 	w, err := validateResources(&r, hierarchy{v1: map[string]string{"devices": "/x"}}, 2, false)
 	if err != nil || len(w) != 4 || r.Memory != 0 || r.PidsLimit != 0 || r.CPUShares != 0 || r.CpusetCpus != "" {
 		t.Errorf("%v %v %+v", w, err, r)
+	}
+}
+
+func TestMergeLog(t *testing.T) {
+	def := LogConfig{Driver: "json-file", Options: map[string]string{"max-size": "1m", "max-file": "3"}}
+	for _, tc := range []struct{ own, want LogConfig }{
+		{LogConfig{}, def},
+		{LogConfig{Driver: "none"}, LogConfig{Driver: "none"}},
+		{LogConfig{Options: map[string]string{"max-size": "10k"}}, LogConfig{Driver: "json-file", Options: map[string]string{"max-size": "10k", "max-file": "3"}}},
+		{LogConfig{Driver: "local", Options: map[string]string{"max-size": "10k"}}, LogConfig{Driver: "local", Options: map[string]string{"max-size": "10k"}}},
+	} {
+		if got := mergeLog(def, tc.own); !reflect.DeepEqual(got, tc.want) {
+			t.Errorf("%v: %v, want %v", tc.own, got, tc.want)
+		}
+	}
+}
+
+// A log that is rotated is bounded, and its newest lines are there.
+func TestRotatedLog(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Host: HostConfig{Log: LogConfig{Options: map[string]string{"max-size": "10k", "max-file": "3"}}}}, "lines", "3000")
+	b.wait(id, "not-running")
+	out := b.output(id)
+	if n := strings.Count(out, "\n"); n < 100 || n > 600 || !strings.HasSuffix(out, "line 2999\n") {
+		t.Errorf("%d lines, the last %q", n, out[max(0, len(out)-20):])
 	}
 }

@@ -2,6 +2,7 @@ package container
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"path"
 	"regexp"
@@ -104,7 +105,7 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 		h.ShmSize = defaultShm
 	}
 	if h.Init != nil && *h.Init && m.InitPath == "" {
-		return nil, fault.New(fault.FailedPrecondition, "--init needs an init program on this host, and none is configured")
+		warnings = append(warnings, "No init program is configured on this host: the container's own process stays PID 1.")
 	}
 	if r := h.Runtime; r != "" && r != "runc" && r != "io.containerd.runc.v2" {
 		return nil, bad("unknown or invalid runtime name: %s", r)
@@ -112,9 +113,7 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	if p := h.CgroupParent; p != "" && (!path.IsAbs(p) || path.Clean(p) == "/" || strings.Contains(p, "..")) {
 		return nil, bad("invalid cgroup parent %q: want an absolute path below the root of the hierarchy", p)
 	}
-	if h.Log.Driver == "" {
-		h.Log = m.DefaultLog
-	}
+	h.Log = mergeLog(m.DefaultLog, h.Log)
 	if _, err := logSpec(h.Log, ""); err != nil {
 		return nil, err
 	}
@@ -131,6 +130,20 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	}
 	w, err := validateResources(&h.Resources, m.host.cgroups, m.host.cpus, update)
 	return append(warnings, w...), err
+}
+
+// mergeLog fills what a container's log configuration leaves open from the host's: the driver, and for that driver the
+// options.
+func mergeLog(def, own LogConfig) LogConfig {
+	if own.Driver != "" && own.Driver != def.Driver {
+		return own
+	}
+	out := LogConfig{Driver: def.Driver, Options: maps.Clone(def.Options)}
+	if len(own.Options) > 0 && out.Options == nil {
+		out.Options = map[string]string{}
+	}
+	maps.Copy(out.Options, own.Options)
+	return out
 }
 
 func validateHealth(h *Health) error {
