@@ -79,5 +79,5 @@ type Config struct {
 	RoleChanged func(cloud.Role)
 	// Removed is called when a manager says that this node is not part of the cluster any more.
 	Removed func()
-	Logger      *slog.Logger
+	Logger  *slog.Logger
 }

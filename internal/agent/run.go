@@ -26,7 +26,7 @@ const (
 	// offlineAfter is how long without a session makes the node look after its tasks itself.
 	offlineAfter   = 3 * time.Second
 	minBackoff     = 50 * time.Millisecond
-	maxBackoff     = time.Second
+	maxBackoff     = 500 * time.Millisecond
 	describePeriod = 10 * time.Second
 )
 
@@ -81,7 +81,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if time.Since(began) > 2*maxBackoff {
+		if time.Since(began) > 4*maxBackoff {
 			backoff = minBackoff
 		}
 		if a.cfg.Removed != nil && fault.Is(err, fault.NotFound) {

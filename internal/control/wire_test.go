@@ -66,9 +66,11 @@ func TestAgentOverTheWire(t *testing.T) {
 	way := &way{addrs: []string{addrs["node1"], addrs["node2"]}}
 	a, err := agent.New(agent.Config{
 		NodeID: "node1", Managers: way, Engine: engine{h}, Images: images{h}, Events: &h.bus, Networks: networks{h},
-		StatePath:   filepath.Join(s.dir, "view.json"),
-		Description: func() cloud.NodeDescription { return cloud.NodeDescription{Hostname: "node1", OS: "linux", Architecture: "x86_64"} },
-		DataAddrs:   func() []netip.Addr { return []netip.Addr{h.addr} }, Logger: s.log,
+		StatePath: filepath.Join(s.dir, "view.json"),
+		Description: func() cloud.NodeDescription {
+			return cloud.NodeDescription{Hostname: "node1", OS: "linux", Architecture: "x86_64"}
+		},
+		DataAddrs: func() []netip.Addr { return []netip.Addr{h.addr} }, Logger: s.log,
 	})
 	must(t, err)
 	wg.Go(func() { _ = a.Run(ctx) })
