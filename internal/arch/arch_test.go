@@ -36,10 +36,11 @@ var floors = []struct {
 	{"internal/server", []string{"internal/cloud", "internal/engine", "internal/network", "internal/state", "internal/control"}, "wire types to domain and back"},
 	{"internal/node", []string{"internal"}, "the composition root imports everything"},
 	{"internal/testhost", []string{"internal"}, "hosts for tests and the demo"},
+	{"cmd/demo", []string{"internal", "examples/shop"}, "it reads what the shop answers"},
 	{"cmd", []string{"internal"}, "flags, configuration, run"},
 	{"internal/testhost/labtest/probe", nil, "a program of its own"},
 	{"examples", nil, "what a user would write"},
-	{"bench", []string{"internal/testhost"}, "measures from outside"},
+	{"bench", []string{"internal/testhost", "bench"}, "measures from outside"},
 	{"test", []string{"internal"}, "whole programs on whole hosts"},
 }
 
