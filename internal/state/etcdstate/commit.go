@@ -152,24 +152,24 @@ func kindOf(err error) error {
 }
 
 func (s *Store) idempotencyLease(ctx context.Context) (clientv3.LeaseID, error) {
-	s.leaseMu.Lock()
-	defer s.leaseMu.Unlock()
-	if s.lease != 0 && time.Now().Before(s.leaseUntil) {
-		return s.lease, nil
+	s.lease.mu.Lock()
+	defer s.lease.mu.Unlock()
+	if s.lease.id != 0 && time.Now().Before(s.lease.until) {
+		return s.lease.id, nil
 	}
 	ttl := mirror.IdempotencyTTL + leaseShared
 	granted, err := s.client.Grant(ctx, int64(ttl/time.Second))
 	if err != nil {
 		return 0, err
 	}
-	s.lease, s.leaseUntil = granted.ID, time.Now().Add(leaseShared)
-	return s.lease, nil
+	s.lease.id, s.lease.until = granted.ID, time.Now().Add(leaseShared)
+	return s.lease.id, nil
 }
 
 func (s *Store) dropLease() {
-	s.leaseMu.Lock()
-	defer s.leaseMu.Unlock()
-	s.lease = 0
+	s.lease.mu.Lock()
+	defer s.lease.mu.Unlock()
+	s.lease.id = 0
 }
 
 // Linearize is state.Store's.

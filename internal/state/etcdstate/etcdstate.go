@@ -89,15 +89,23 @@ type Store struct {
 	wg     sync.WaitGroup
 	once   sync.Once
 
-	leaseMu    sync.Mutex
-	lease      clientv3.LeaseID
-	leaseUntil time.Time
-
 	reconfigure sync.Mutex // raft takes one change of membership at a time
+	lease       sharedLease
+	lead        leadership
+}
 
-	leadMu  sync.Mutex
-	leading bool
-	leadWas chan struct{} // closed when leading changes
+// sharedLease is the lease under which answered requests are remembered for now.
+type sharedLease struct {
+	mu    sync.Mutex
+	id    clientv3.LeaseID
+	until time.Time // when the next one is asked for
+}
+
+// leadership is whether this member leads.
+type leadership struct {
+	mu      sync.Mutex
+	now     bool
+	changed chan struct{} // closed when now changes
 }
 
 var _ state.Store = (*Store)(nil)
@@ -132,7 +140,7 @@ func Open(cfg Config) (*Store, error) {
 	m := mirror.New(cfg.Logger)
 	s := &Store{
 		mirror: m, cfg: cfg, logger: cfg.Logger, etcd: e, server: e.Server, client: v3client.New(e.Server),
-		peers: etcdhttp.NewPeerHandler(ec.GetLogger(), e.Server), leadWas: make(chan struct{}),
+		peers: etcdhttp.NewPeerHandler(ec.GetLogger(), e.Server), lead: leadership{changed: make(chan struct{})},
 	}
 	s.Store = mirror.NewStore(m, s, nil)
 	s.ctx, s.cancel = context.WithCancel(context.Background())

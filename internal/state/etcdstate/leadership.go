@@ -25,9 +25,9 @@ func (s *Store) Leadership(ctx context.Context) <-chan bool {
 	go func() {
 		defer close(out)
 		for first, told := true, false; ; {
-			s.leadMu.Lock()
-			leading, changed := s.leading, s.leadWas
-			s.leadMu.Unlock()
+			s.lead.mu.Lock()
+			leading, changed := s.lead.now, s.lead.changed
+			s.lead.mu.Unlock()
 			send := out
 			if !first && leading == told {
 				send = nil
@@ -48,9 +48,9 @@ func (s *Store) Leadership(ctx context.Context) <-chan bool {
 
 // IsLeader reports what Leadership says.
 func (s *Store) IsLeader() bool {
-	s.leadMu.Lock()
-	defer s.leadMu.Unlock()
-	return s.leading
+	s.lead.mu.Lock()
+	defer s.lead.mu.Unlock()
+	return s.lead.now
 }
 
 // watchLeadership follows raft. Raft announces new leaders but not that one lost its quorum: so it is asked, too.
@@ -77,14 +77,14 @@ func (s *Store) watchLeadership() {
 }
 
 func (s *Store) setLeading(leads bool) {
-	s.leadMu.Lock()
-	defer s.leadMu.Unlock()
-	if s.leading == leads {
+	s.lead.mu.Lock()
+	defer s.lead.mu.Unlock()
+	if s.lead.now == leads {
 		return
 	}
-	s.leading = leads
-	close(s.leadWas)
-	s.leadWas = make(chan struct{})
+	s.lead.now = leads
+	close(s.lead.changed)
+	s.lead.changed = make(chan struct{})
 }
 
 // StepDown hands leadership to another member if this one has it, so that its removal costs no election.
