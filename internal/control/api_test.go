@@ -15,7 +15,7 @@ import (
 
 func TestBadServices(t *testing.T) {
 	minus := -time.Second
-	for name, c := range map[string]struct {
+	cases := map[string]struct {
 		edit func(*cloud.ServiceSpec)
 		want string
 	}{
@@ -66,24 +66,23 @@ func TestBadServices(t *testing.T) {
 		"mount type":      {func(s *cloud.ServiceSpec) { s.Task.Container.Mounts = []cloud.Mount{{Type: "nfs", Target: "/x"}} }, `invalid mount type: "nfs"`},
 		"health interval": {func(s *cloud.ServiceSpec) { s.Task.Container.Health = &cloud.HealthConfig{Interval: 1} }, "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},
 		"template":        {func(s *cloud.ServiceSpec) { s.Task.Container.Hostname = "{{.Nope}}" }, `expanding "{{.Nope}}"`},
-	} {
-		t.Run(name, func(t *testing.T) {
-			run(t, 1, 1, func(t *testing.T, s *sim) {
-				spec := webSpec("web", "web:1", 1)
-				c.edit(&spec)
-				_, err := s.api.CreateService(t.Context(), spec, "")
-				if err == nil || !strings.HasPrefix(err.Error(), c.want) {
-					t.Fatalf("%v, want %s", err, c.want)
-				}
-				if k := fault.KindOf(err); k != fault.InvalidArgument && !(k == fault.NotFound && name == "unknown network") {
-					t.Errorf("kind %s", k)
-				}
-				if len(list[*cloud.Service](s)) != 0 {
-					t.Error("something was made")
-				}
-			})
-		})
 	}
+	run(t, 1, 1, func(t *testing.T, s *sim) {
+		for name, c := range cases {
+			spec := webSpec("web", "web:1", 1)
+			c.edit(&spec)
+			_, err := s.api.CreateService(t.Context(), spec, "")
+			if err == nil || !strings.HasPrefix(err.Error(), c.want) {
+				t.Errorf("%s: %v, want %s", name, err, c.want)
+			}
+			if k := fault.KindOf(err); k != fault.InvalidArgument && !(k == fault.NotFound && name == "unknown network") {
+				t.Errorf("%s: kind %s", name, k)
+			}
+			if len(list[*cloud.Service](s)) != 0 {
+				t.Fatalf("%s: something was made", name)
+			}
+		}
+	})
 }
 
 func wantError(t *testing.T, err error, kind fault.Kind, start string) {

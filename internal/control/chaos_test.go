@@ -18,7 +18,7 @@ import (
 // for what other systems are reported to leave behind: an address in a name, a virtual IP or a published port that leads
 // nowhere, one that is missing, or one that leads to somebody else.
 func TestNoStaleEntryWhateverHappens(t *testing.T) {
-	rounds := 5
+	rounds := 4
 	if testing.Short() {
 		rounds = 3
 	}
