@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"runtime/debug"
 	"strconv"
 	"syscall"
@@ -30,6 +31,11 @@ import (
 )
 
 var version = "dev" // set by the build
+
+// libcontainer sends a thread into a container's mount namespace and lets it end there; Go's runtime cannot end the main
+// thread and would park it, in that namespace, for ever: the namespace would stay, and /proc/self would show its mounts.
+// So the main thread is kept for the main goroutine, which does nothing of the kind.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	// A container's process on its way to its program: nothing else may happen here.

@@ -731,3 +731,25 @@ func TestKeeperDiesWhileDeleting(t *testing.T) {
 		t.Errorf("List: %v %v", list, err)
 	}
 }
+
+// No thread of the keeper stays in a container's mount namespace: /proc/PID tells of the main one.
+func TestKeeperStaysInItsMountNamespace(t *testing.T) {
+	h := newHost(t)
+	own := map[string]bool{}
+	for _, pid := range []string{"self", strconv.Itoa(h.c.PID())} {
+		ns, err := os.Readlink("/proc/" + pid + "/ns/mnt")
+		if err != nil {
+			t.Fatal(err)
+		}
+		own[ns] = true
+	}
+	for range 20 {
+		s := h.spec("exit", "0")
+		h.run(s)
+		h.exit(s.ID, "")
+	}
+	ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", h.c.PID()))
+	if err != nil || len(own) != 1 || !own[ns] {
+		t.Errorf("mount namespace %s %v, want %v", ns, err, own)
+	}
+}

@@ -46,10 +46,12 @@ func (s *Server) leaveOwnCgroup() {
 	name := s.ownCgroup()
 	mounts, _ := processTrees("/proc/self/mountinfo")
 	for _, mount := range mounts {
-		if err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0); err == nil {
-			if err := ignoreMissing(os.Remove(filepath.Join(mount, name))); err != nil {
-				s.log.Warn("the keeper's group stays", "err", err)
-			}
+		err := os.WriteFile(filepath.Join(mount, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
+		if err == nil {
+			err = ignoreMissing(os.Remove(filepath.Join(mount, name)))
+		}
+		if err != nil {
+			s.log.Warn("the keeper's group stays", "group", filepath.Join(mount, name), "err", err)
 		}
 	}
 }

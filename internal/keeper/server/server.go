@@ -102,6 +102,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		go s.serve(c)
 	}
+	s.log.Info("ending")
 	if s.mayEnd() == nil {
 		_ = os.Remove(keeper.SocketPath(s.cfg.ExecRoot))
 		s.leaveOwnCgroup()
