@@ -4,6 +4,9 @@ import (
 	"context"
 	"io"
 	"os"
+	"path"
+	"slices"
+	"strings"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -24,7 +27,27 @@ func (m *Manager) Diff(ctx context.Context, id string) ([]image.Change, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.Images.RootfsDiff(ctx, c.id)
+	changes, err := m.Images.RootfsDiff(ctx, c.id)
+	return withoutMountPoints(changes), err
+}
+
+// ownMountPoints are what the runtime makes in every root file system to mount on.
+var ownMountPoints = []string{"/dev", "/dev/console", "/dev/mqueue", "/dev/pts", "/dev/shm", "/proc", "/sys", "/sys/fs", "/sys/fs/cgroup",
+	"/etc/hosts", "/etc/hostname", "/etc/resolv.conf", initTarget}
+
+// withoutMountPoints leaves out what is not the container's doing: mount points, and folders changed by them alone.
+func withoutMountPoints(changes []image.Change) []image.Change {
+	hollow := map[string]bool{}
+	kept := slices.DeleteFunc(slices.Clone(changes), func(c image.Change) bool {
+		if c.Kind != image.Added || !slices.Contains(ownMountPoints, c.Path) {
+			return false
+		}
+		hollow[path.Dir(c.Path)] = true
+		return true
+	})
+	return slices.DeleteFunc(slices.Clone(kept), func(c image.Change) bool {
+		return hollow[c.Path] && !slices.ContainsFunc(kept, func(o image.Change) bool { return strings.HasPrefix(o.Path, c.Path+"/") })
+	})
 }
 
 // Export writes a container's root file system, without its volumes, as a tar archive.

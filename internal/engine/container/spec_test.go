@@ -301,3 +301,18 @@ func TestRotatedLog(t *testing.T) {
 		t.Errorf("%d lines, the last %q", n, out[max(0, len(out)-20):])
 	}
 }
+
+func TestDiffHidesMountPoints(t *testing.T) {
+	added := func(p string) image.Change { return image.Change{Path: p, Kind: image.Added} }
+	changed := func(p string) image.Change { return image.Change{Path: p, Kind: image.Modified} }
+	for _, tc := range []struct{ in, want []image.Change }{
+		{[]image.Change{added("/dev"), changed("/etc"), added("/etc/hosts"), added("/proc")}, nil},
+		{[]image.Change{changed("/etc"), added("/etc/hosts"), added("/etc/own")}, []image.Change{changed("/etc"), added("/etc/own")}},
+		{[]image.Change{changed("/etc"), changed("/etc/hosts")}, []image.Change{changed("/etc"), changed("/etc/hosts")}},
+		{[]image.Change{changed("/data"), added("/data/x")}, []image.Change{changed("/data"), added("/data/x")}},
+	} {
+		if got := withoutMountPoints(tc.in); !slices.Equal(got, tc.want) {
+			t.Errorf("%v: %v, want %v", tc.in, got, tc.want)
+		}
+	}
+}
