@@ -53,7 +53,7 @@ const (
 	scratchChain = "scratch" // an image without layers
 	hiddenPrefix = "."       // being made or being deleted
 	pinPrefix    = "rootfs/"
-	emptyFolder  = "empty"
+	initFolder   = "init"
 	lookPrefix   = "look-" // of temporary mounts under ExecRoot
 )
 
@@ -98,7 +98,7 @@ func (s *Store) openRootfs(ctx context.Context) error {
 			s.rootfs.options = append(s.rootfs.options, o.option)
 		}
 	}
-	if err := os.MkdirAll(filepath.Join(s.cfg.Root, emptyFolder), 0o755); err != nil {
+	if err := makeInitLayer(filepath.Join(s.cfg.Root, initFolder)); err != nil {
 		return err
 	}
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Root, rootfsFolder))
@@ -201,7 +201,7 @@ func (s *Store) PrepareRootfs(ctx context.Context, containerID, imageID string) 
 // pin makes sure that chain stays and returns its folders. The caller holds rootfs.mu for reading.
 func (s *Store) pin(ctx context.Context, chain string) ([]string, error) {
 	if chain == scratchChain {
-		return []string{filepath.Join(s.cfg.Root, emptyFolder)}, nil
+		return []string{filepath.Join(s.cfg.Root, initFolder)}, nil
 	}
 	v, _ := s.rootfs.chains.LoadOrStore(chain, &layers{})
 	l := v.(*layers)
@@ -239,8 +239,34 @@ func (s *Store) pin(ctx context.Context, chain string) ([]string, error) {
 	if one != "" {
 		lower = []string{one} // a view of a single layer is a bind mount of it
 	}
-	l.dirs = lower
-	return lower, nil
+	l.dirs = append(slices.Clip(lower), filepath.Join(s.cfg.Root, initFolder))
+	return l.dirs, nil
+}
+
+// makeInitLayer makes the folder that lies below the layers of every image: the places that every container has
+// something mounted on. So a runtime finds them also in an image FROM scratch and need not make them in the writable
+// layer, where diff and commit would take them for the container's own. What an image itself has there hides them.
+func makeInitLayer(dir string) error {
+	for _, d := range []string{"", "dev", "dev/pts", "dev/shm", "etc", "proc", "sys"} {
+		path := filepath.Join(dir, d)
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, 0o755); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{".dockerenv", "dev/console", "etc/hostname", "etc/hosts", "etc/resolv.conf"} {
+		f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDONLY, 0o755)
+		if err != nil {
+			return err
+		}
+		_ = f.Close()
+	}
+	if err := os.Symlink("/proc/mounts", filepath.Join(dir, "etc/mtab")); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return nil
 }
 
 // chainUnder returns the chain a container's root file system stands on, and its folders.

@@ -212,8 +212,10 @@ func TestExportIsTheWholeTree(t *testing.T) {
 	r := rootfsOf(t, s, "mounted", img.ID)
 	disturb(t, r.Path)
 	for name, want := range map[string][]string{
-		"stopped": {"attr", "dir/", "dir/b", "keep", "one", "opaque/", "opaque/new", "sparse", "sym", "tmp/", "two"},
-		"mounted": {"attr", "dir/", "folder/", "folder/fifo", "folder/s", "folder/x", "folder/y", "keep", "new", "one", "opaque/", "opaque/newer", "sparse", "sym", "tmp/", "two"},
+		"stopped": {".dockerenv", "attr", "dev/", "dev/console", "dev/pts/", "dev/shm/", "dir/", "dir/b",
+			"etc/", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf", "keep", "one", "opaque/", "opaque/new", "proc/", "sparse", "sym", "sys/", "tmp/", "two"},
+		"mounted": {".dockerenv", "attr", "dev/", "dev/console", "dev/pts/", "dev/shm/", "dir/",
+			"etc/", "etc/hostname", "etc/hosts", "etc/mtab", "etc/resolv.conf", "folder/", "folder/fifo", "folder/s", "folder/x", "folder/y", "keep", "new", "one", "opaque/", "opaque/newer", "proc/", "sparse", "sym", "sys/", "tmp/", "two"},
 	} {
 		var b bytes.Buffer
 		if err := s.ExportLayer(t.Context(), name, &b); err != nil {
