@@ -10,16 +10,24 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
-// RunningPrefix goes before a container's ID in what an inUse function returns if the container runs: its image cannot
-// be removed even by force. IDs without it are those of stopped containers.
+// RunningPrefix may go before a container's ID in what an inUse function returns, to say that the container runs: its
+// image cannot be removed even by force. One whose root file system is mounted counts as running without it.
 const RunningPrefix = "running:"
 
 // users are the containers that use an image, running ones first.
-func users(inUse func(string) []string, id string) (ids []string, running bool) {
+func (s *Store) users(inUse func(string) []string, id string) (ids []string, running bool) {
 	if inUse == nil {
 		return nil, false
 	}
 	list := slices.Clone(inUse(id))
+	if len(list) > 0 {
+		mounted := s.mountedContainers()
+		for i, c := range list {
+			if mounted[c] {
+				list[i] = RunningPrefix + c
+			}
+		}
+	}
 	slices.SortStableFunc(list, func(a, b string) int {
 		ra, rb := strings.HasPrefix(a, RunningPrefix), strings.HasPrefix(b, RunningPrefix)
 		switch {
@@ -57,7 +65,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 		return nil, err
 	}
 	names := s.namesOf(img.ID)
-	containers, running := users(inUse, img.ID)
+	containers, running := s.users(inUse, img.ID)
 
 	if byID := isIDPrefix(img.ID, ref); !byID {
 		if name == "" { // repo@DIGEST of the manifest rather than of what was pulled
@@ -97,7 +105,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 		return append(out, deleted...), err
 	}
 
-	if err := deleteConflict(img, names, force, inUse); err != nil {
+	if err := s.deleteConflict(img, names, force, inUse); err != nil {
 		return nil, err
 	}
 	var out []Removed
@@ -109,8 +117,8 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 }
 
 // deleteConflict is the reason why an image cannot be deleted, nil if there is none.
-func deleteConflict(img *Image, names []string, force bool, inUse func(string) []string) error {
-	containers, running := users(inUse, img.ID)
+func (s *Store) deleteConflict(img *Image, names []string, force bool, inUse func(string) []string) error {
+	containers, running := s.users(inUse, img.ID)
 	switch {
 	case running:
 		return fault.New(fault.Conflict, "conflict: unable to delete %s (cannot be forced) - image is being used by running container %s", shortID(img.ID), shortID(containers[0]))
@@ -184,7 +192,7 @@ func (s *Store) Prune(ctx context.Context, filter func(Image) bool, inUse func(i
 		if filter != nil && !filter(c) {
 			continue
 		}
-		if containers, _ := users(inUse, c.ID); len(containers) > 0 {
+		if containers, _ := s.users(inUse, c.ID); len(containers) > 0 {
 			continue
 		}
 		img := s.byID(c.ID)

@@ -484,6 +484,26 @@ func (s *Store) ExportLayer(ctx context.Context, containerID string, w io.Writer
 	return t.close()
 }
 
+// mountedContainers are the containers whose root file system is mounted now.
+func (s *Store) mountedContainers() map[string]bool {
+	upper := "upperdir=" + filepath.Join(s.cfg.Root, rootfsFolder) + "/"
+	out := map[string]bool{}
+	_, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		if i.FSType == "overlay" {
+			for o := range strings.SplitSeq(i.VFSOptions, ",") {
+				if rest, ok := strings.CutPrefix(o, upper); ok {
+					out[strings.TrimSuffix(rest, "/"+upperFolder)] = true
+				}
+			}
+		}
+		return true, false
+	})
+	if err != nil {
+		s.log.Warn("mounts cannot be read", "err", err)
+	}
+	return out
+}
+
 // look gives a place where the root file system in dir can be read: where it is mounted, or else a mount of its own.
 func (s *Store) look(dir string, lower []string) (root string, done func(), err error) {
 	upper := "upperdir=" + filepath.Join(dir, upperFolder)

@@ -383,6 +383,21 @@ func TestRemove(t *testing.T) {
 	}
 }
 
+func TestImageOfARunningContainerStays(t *testing.T) {
+	s := open(t)
+	img := load(t, s, plain("runs:1"))[0]
+	rootfsOf(t, s, "ccc", img.ID) // mounted, as that of a container that runs
+	users := func(string) []string { return []string{"ccc"} }
+	_, err := s.Remove(t.Context(), img.ID, true, true, users)
+	wantKind(t, err, fault.Conflict, "(cannot be forced) - image is being used by running container ccc")
+	if out, err := s.Remove(t.Context(), "runs:1", true, true, users); err != nil || len(out) != 1 {
+		t.Errorf("untagging by force: %v, %v", out, err)
+	}
+	if got, err := s.Get(t.Context(), img.ID); err != nil || len(got.RepoTags) != 0 {
+		t.Errorf("%v, %v", got.RepoTags, err)
+	}
+}
+
 // wantNothing checks that the store holds no blob, partial download, snapshot or lease.
 func wantNothing(t testing.TB, s *Store) {
 	t.Helper()
