@@ -93,7 +93,8 @@ func serve(args []string) error {
 	// The last to be killed for memory; not to be had without the capability.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(-999)), 0)
 	debug.SetGCPercent(50) // small rather than fast: it mostly sleeps
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGPIPE)
+	// Caught and dropped, not ignored: what a process ignores its children ignore too, and these are the containers.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	again := []string{os.Args[0], "serve", "--exec-root", *execRoot}
