@@ -142,13 +142,18 @@ func (n *Node) startContainers(ctx context.Context) error {
 	if err := n.containers.Restore(ctx); err != nil {
 		return err
 	}
-	var alive []string
-	for _, c := range n.containers.List() {
-		if c.State.Running || c.State.Paused || c.State.Restarting {
-			alive = append(alive, c.ID)
+	sandboxes, rootfs := n.containers.Held()
+	n.networks.Keep(sandboxes)
+	// What a crash left of images and root file systems is tidied away behind the start.
+	tidy, stop := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := n.images.Keep(tidy, rootfs); err != nil && tidy.Err() == nil {
+			n.log.Warn("tidy up images and root file systems", "error", err)
 		}
-	}
-	n.networks.Keep(alive)
+	}()
+	n.onClose(func() error { stop(); <-done; return nil })
 	return nil
 }
 

@@ -124,6 +124,11 @@ func (s *sandboxes) Disconnect(ctx context.Context, id, name string) error {
 	return nil
 }
 
+// Rename gives a running container its new name in the networks' names.
+func (s *sandboxes) Rename(ctx context.Context, id, name string) error {
+	return s.networks.Rename(ctx, id, name)
+}
+
 // ResolveNetwork finds a network by name or ID.
 func (s *sandboxes) ResolveNetwork(nameOrID string) (id, name string, err error) {
 	n, err := s.networks.Get(nameOrID)

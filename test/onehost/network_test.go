@@ -90,3 +90,13 @@ func fetch(t *testing.T, from *testhost.Machine, url string) string {
 	})
 	return string(body)
 }
+
+// TestRenamedIsFoundByItsNewName: a live rename changes the name that neighbours resolve.
+func TestRenamedIsFoundByItsNewName(t *testing.T) {
+	_, h := one(t)
+	Docker(t, h, "network", "create", "net1")
+	Docker(t, h, "run", "-d", "--name", "before", "--network", "net1", image)
+	Docker(t, h, "rename", "before", "after")
+	contains(t, "the new name", Docker(t, h, "run", "--rm", "--network", "net1", image, "get", "http://after:8080"), " ")
+	Refused(t, h, []string{"probe:"}, "run", "--rm", "--network", "net1", image, "lookup", "before")
+}
