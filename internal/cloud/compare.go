@@ -69,3 +69,36 @@ func (t *Task) Name() string {
 	}
 	return fmt.Sprintf("%s.%d.%s", t.ServiceName, t.Slot, t.ID)
 }
+
+// Outdated reports whether t was made from another specification than its service now has, and the difference matters
+// to it: it is to be replaced. n is the node it is on, nil if it has none, and constraints are the service's.
+func (t *Task) Outdated(svc *Service, n *Node, constraints []Constraint) bool {
+	if t.SpecVersion == svc.SpecVersion {
+		return false
+	}
+	if !t.Spec.Equal(&svc.Spec.Task) || !t.samePorts(svc) {
+		return true
+	}
+	return n != nil && !n.Satisfies(constraints)
+}
+
+// samePorts reports whether the task has what the service's published ports need of it: a place on the ingress network,
+// and its own ports on its host. A change of the other ports reaches it without replacing it.
+func (t *Task) samePorts(svc *Service) bool {
+	split := func(ports []PortConfig) (host []PortConfig, ingress bool) {
+		for _, p := range ports {
+			if p.IngressMode() {
+				ingress = true
+			} else {
+				host = append(host, p)
+			}
+		}
+		return host, ingress
+	}
+	if t.Status.State < TaskPending {
+		return true // has none yet and will get the newest
+	}
+	hostA, ingressA := split(t.Ports)
+	hostB, ingressB := split(svc.Spec.Endpoint.Ports)
+	return slices.Equal(hostA, hostB) && ingressA == ingressB
+}

@@ -205,35 +205,7 @@ func (p *planner) drained(t *cloud.Task) bool {
 
 // isDirty: the task was made from another specification, and the difference matters to it.
 func (p *planner) isDirty(t *cloud.Task) bool {
-	if t.SpecVersion == p.svc.SpecVersion {
-		return false
-	}
-	if !t.Spec.Equal(&p.svc.Spec.Task) || !samePorts(t, p.svc) {
-		return true
-	}
-	n := p.nodes[t.NodeID]
-	return n != nil && !n.Satisfies(p.constraints)
-}
-
-// samePorts reports whether the task has what the service's published ports need of it: a place on the ingress network,
-// and its own ports on its host. A change of the other ports reaches it without replacing it.
-func samePorts(t *cloud.Task, svc *cloud.Service) bool {
-	split := func(ports []cloud.PortConfig) (host []cloud.PortConfig, ingress bool) {
-		for _, p := range ports {
-			if p.IngressMode() {
-				ingress = true
-			} else {
-				host = append(host, p)
-			}
-		}
-		return host, ingress
-	}
-	if t.Status.State < cloud.TaskPending {
-		return true // has none yet and will get the newest
-	}
-	hostA, ingressA := split(t.Ports)
-	hostB, ingressB := split(svc.Spec.Endpoint.Ports)
-	return slices.Equal(hostA, hostB) && ingressA == ingressB
+	return t.Outdated(p.svc, p.nodes[t.NodeID], p.constraints)
 }
 
 // heal makes a new task where the slot has none that goes on.

@@ -234,6 +234,8 @@ func TestServiceStatusAndTasks(t *testing.T) {
 	task("t2", "svc1", "node1", cloud.TaskRunning, cloud.TaskRunning, 1)
 	task("t3", "svc1", "node2", cloud.TaskPreparing, cloud.TaskRunning, 2)
 	task("t4", "svc1", "node1", cloud.TaskFailed, cloud.TaskShutdown, 1)
+	f.tasks["t2"].Spec.Container.Image = "web:old"
+	// t4 was made before the service was scaled, which does not touch it.
 	task("t5", "svc2", "node1", cloud.TaskRunning, cloud.TaskRunning, 0)
 	c, ctx := l.client(t), t.Context()
 
@@ -263,7 +265,7 @@ func TestServiceStatusAndTasks(t *testing.T) {
 		{client.Filters{}.Add("node", "self"), "t1 t2 t4 t5"},
 		{client.Filters{}.Add("desired-state", "running"), "t1 t2 t3 t5"},
 		{client.Filters{}.Add("desired-state", "shutdown"), "t4"},
-		{client.Filters{}.Add("service", "web").Add("_up-to-date", "true"), "t1 t3"},
+		{client.Filters{}.Add("service", "web").Add("_up-to-date", "true"), "t1 t3 t4"},
 		{client.Filters{}.Add("id", "t1"), "t1"},
 		{client.Filters{}.Add("name", "agent"), "t5"},
 	} {

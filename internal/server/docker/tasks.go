@@ -63,14 +63,10 @@ func (a *taskAPI) list(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	versions := map[string]uint64{}
+	outdated := func(*cloud.Task) bool { return false }
 	if f.has("_up-to-date") {
-		services, err := cluster.ListServices(r.Context())
-		if err != nil {
+		if outdated, err = outdatedTasks(r, cluster); err != nil {
 			return err
-		}
-		for _, s := range services {
-			versions[s.ID] = s.SpecVersion
 		}
 	}
 	networks, err := networksByID(r, cluster)
@@ -81,13 +77,39 @@ func (a *taskAPI) list(w *response, r *request) error {
 	for _, t := range tasks {
 		switch {
 		case !f.prefix("id", t.ID), !f.prefix("name", t.ServiceName, t.Name()), !f.is("service", t.ServiceID), !f.is("node", t.NodeID),
-			!f.is("desired-state", t.Desired.String()), !f.labels("label", t.Spec.Container.Labels), !f.is("runtime", "container"),
-			f.has("_up-to-date") && versions[t.ServiceID] != t.SpecVersion:
+			!f.is("desired-state", t.Desired.String()), !f.labels("label", t.Spec.Container.Labels), !f.is("runtime", "container"), outdated(t):
 			continue
 		}
 		out = append(out, wireTask(t, networks))
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// outdatedTasks says which tasks are to be replaced, or belong to no service any more. A client that waits for a change
+// of a service looks at the others only; a task that the change does not touch, as scaling, counts as made anew.
+func outdatedTasks(r *request, cluster Cluster) (func(*cloud.Task) bool, error) {
+	services, err := cluster.ListServices(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := cluster.ListNodes(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	serviceOf, constraintsOf, nodeOf := map[string]*cloud.Service{}, map[string][]cloud.Constraint{}, map[string]*cloud.Node{}
+	for _, s := range services {
+		serviceOf[s.ID] = s
+		if constraintsOf[s.ID], err = cloud.ParseConstraints(s.Spec.Task.Placement.Constraints); err != nil {
+			return nil, err
+		}
+	}
+	for _, n := range nodes {
+		nodeOf[n.ID] = n
+	}
+	return func(t *cloud.Task) bool {
+		s := serviceOf[t.ServiceID]
+		return s == nil || t.Outdated(s, nodeOf[t.NodeID], constraintsOf[s.ID])
+	}, nil
 }
 
 // resolve replaces the values of a filter, which users give as names, by IDs.
