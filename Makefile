@@ -5,12 +5,12 @@ COMMIT   ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 STATIC   := seccomp osusergo netgo
 # What building and running takes beside Go, on Debian. Set DEPS=0 to leave the machine's packages alone.
-PACKAGES := gcc libc6-dev libseccomp-dev pkg-config iproute2
+PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 DEPS     ?= 1
 
 .PHONY: help build deps install demo test bench lint generate check-generated fuzz clean
 help: ## show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | column -t -s$$'\t'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
 
 deps: ## install the Debian packages that are missing (says which)
 	@scripts/deps $(DEPS) $(PACKAGES)

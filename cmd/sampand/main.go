@@ -35,13 +35,14 @@ func command() *cobra.Command {
 	var file string
 	var pools []string
 	cmd := &cobra.Command{
-		Use:           "sampand [OPTIONS]",
-		Short:         "The daemon of a Sampan host",
-		Long:          "Sampand runs containers and services on this host and serves the Docker Engine API.\nPoint the docker command at it: DOCKER_HOST=unix:///run/sampan/sampan.sock",
-		Args:          cobra.NoArgs,
-		Version:       version + ", build " + commit,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:                   "sampand [OPTIONS]",
+		DisableFlagsInUseLine: true,
+		Short:                 "The daemon of a Sampan host",
+		Long:                  "Sampand runs containers and services on this host and serves the Docker Engine API.\nPoint the docker command at it: DOCKER_HOST=unix:///run/sampan/sampan.sock",
+		Args:                  cobra.NoArgs,
+		Version:               version + ", build " + commit,
+		SilenceUsage:          true,
+		SilenceErrors:         true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			for _, text := range pools {
 				p, err := node.ParseAddressPool(text)
