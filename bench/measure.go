@@ -40,6 +40,7 @@ func (l *lab) first() *testhost.Host { return l.Hosts[0] }
 type row struct {
 	measure
 	values map[string][]float64
+	note   string // why the peer has no value
 }
 
 type bench struct {
@@ -70,27 +71,49 @@ func (b *bench) measure(ctx context.Context, m measure) (r row, err error) {
 			if err := ctx.Err(); err != nil {
 				return r, err
 			}
-			if labs[i] != nil && m.fresh {
-				err := labs[i].Close(ctx)
-				labs[i] = nil
-				if err != nil {
-					return r, err
-				}
+			if e.name == "docker" && r.note != "" {
+				continue
 			}
-			if labs[i] == nil {
-				if labs[i], err = b.newLab(ctx, e, m); err != nil {
-					return r, fmt.Errorf("%s: %w", e.name, err)
-				}
+			v, err := b.sample(ctx, m, e, &labs[i], round)
+			switch {
+			case err == nil:
+				r.values[e.name] = append(r.values[e.name], v)
+			case e.name == "docker" && ctx.Err() == nil: // a peer that cannot run here is a note, not the end of the run
+				r.note = fmt.Sprintf("no value of Docker for “%s”: %s", m.name, firstLine(err))
+				fmt.Fprintf(os.Stderr, "%s: %v\n", m.name, err)
+				delete(r.values, e.name)
+			default:
+				return r, fmt.Errorf("%s: %w", e.name, err)
 			}
-			labs[i].round = round
-			v, err := m.sample(ctx, labs[i])
-			if err != nil {
-				return r, fmt.Errorf("%s: %w\n%s", e.name, err, labs[i].first().LogTail(10))
-			}
-			r.values[e.name] = append(r.values[e.name], v)
 		}
 	}
 	return r, nil
+}
+
+// sample takes one value of one engine, in its lab, which is made where it is missing or must be new.
+func (b *bench) sample(ctx context.Context, m measure, e engine, l **lab, round int) (v float64, err error) {
+	if *l != nil && m.fresh {
+		err := (*l).Close(ctx)
+		*l = nil
+		if err != nil {
+			return 0, err
+		}
+	}
+	if *l == nil {
+		if *l, err = b.newLab(ctx, e, m); err != nil {
+			return 0, err
+		}
+	}
+	(*l).round = round
+	if v, err = m.sample(ctx, *l); err != nil {
+		return 0, fmt.Errorf("%w\n%s", err, (*l).first().LogTail(10))
+	}
+	return v, nil
+}
+
+func firstLine(err error) string {
+	line, _, _ := strings.Cut(err.Error(), "\n")
+	return line
 }
 
 func (b *bench) newLab(ctx context.Context, e engine, m measure) (*lab, error) {
@@ -152,10 +175,20 @@ func (r row) ratio() (float64, bool) {
 func (r row) String() string {
 	peer, ratio := "–", "–"
 	if v, ok := r.ratio(); ok {
-		peer = fmt.Sprintf("%.4g %s", median(r.values["docker"]), r.unit)
+		peer = r.value("docker")
 		ratio = fmt.Sprintf("%.2f", v)
 	}
-	return fmt.Sprintf("| %s | %.4g %s | %s | %s | %s | %d |", r.name, median(r.values["sampan"]), r.unit, peer, ratio, r.goal, len(r.values["sampan"]))
+	return fmt.Sprintf("| %s | %s | %s | %s | %s | %d |", r.name, r.value("sampan"), peer, ratio, r.goal, len(r.values["sampan"]))
+}
+
+// value is an engine's median, with three digits that count.
+func (r row) value(engine string) string {
+	v := median(r.values[engine])
+	digits := 0
+	for limit := 100.0; v < limit && digits < 3; limit /= 10 {
+		digits++
+	}
+	return strings.TrimSpace(fmt.Sprintf("%.*f %s", digits, v, r.unit))
 }
 
 func (b *bench) report() string {
@@ -181,6 +214,11 @@ Machine: %d cores, %d GiB, Linux %s, %s. Peer: %s. Date: %s.
 `, runtime.NumCPU(), uint64(s.Totalram)*uint64(s.Unit)>>30, unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, peer, time.Now().UTC().Format(time.DateOnly))
 	for _, r := range b.rows {
 		fmt.Fprintln(&t, r)
+	}
+	for _, r := range b.rows {
+		if r.note != "" {
+			fmt.Fprintf(&t, "\nThere is %s.\n", r.note)
+		}
 	}
 	if notes, err := os.ReadFile("docs/performance-notes.md"); err == nil {
 		t.WriteString("\n")
