@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -21,6 +22,11 @@ import (
 var version, commit = "dev", "unknown"
 
 const defaultConfigFile = "/etc/sampan/daemon.json"
+
+// Libraries that change a thread's namespaces or working folder take whichever thread they are on. The main thread cannot
+// be thrown away afterwards, and /proc/self shows it as the whole process: it is kept for the main goroutine, which does
+// nothing of the kind.
+func init() { runtime.LockOSThread() }
 
 func main() {
 	if err := command().Execute(); err != nil {

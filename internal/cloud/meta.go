@@ -38,6 +38,7 @@ type Meta struct {
 // Object is implemented by pointers to every stored type.
 type Object interface {
 	GetMeta() *Meta
+	// ObjectKind is what kind of object it is.
 	ObjectKind() Kind
 	// ObjectName is the name by which users find the object, unique within project and kind; empty if it has none.
 	ObjectName() string
@@ -46,20 +47,50 @@ type Object interface {
 // GetMeta returns m itself, for types that embed Meta.
 func (m *Meta) GetMeta() *Meta { return m }
 
-func (*Cluster) ObjectKind() Kind    { return KindCluster }
-func (*Node) ObjectKind() Kind       { return KindNode }
-func (*Service) ObjectKind() Kind    { return KindService }
-func (*Task) ObjectKind() Kind       { return KindTask }
-func (*Network) ObjectKind() Kind    { return KindNetwork }
-func (*Attachment) ObjectKind() Kind { return KindAttachment }
-func (*Secret) ObjectKind() Kind     { return KindSecret }
-func (*Config) ObjectKind() Kind     { return KindConfig }
+// ObjectKind is KindCluster.
+func (*Cluster) ObjectKind() Kind { return KindCluster }
 
-func (c *Cluster) ObjectName() string  { return c.Spec.Name }
-func (*Node) ObjectName() string       { return "" } // two hosts may have the same name
-func (s *Service) ObjectName() string  { return s.Spec.Name }
-func (*Task) ObjectName() string       { return "" }
-func (n *Network) ObjectName() string  { return n.Spec.Name }
+// ObjectKind is KindNode.
+func (*Node) ObjectKind() Kind { return KindNode }
+
+// ObjectKind is KindService.
+func (*Service) ObjectKind() Kind { return KindService }
+
+// ObjectKind is KindTask.
+func (*Task) ObjectKind() Kind { return KindTask }
+
+// ObjectKind is KindNetwork.
+func (*Network) ObjectKind() Kind { return KindNetwork }
+
+// ObjectKind is KindAttachment.
+func (*Attachment) ObjectKind() Kind { return KindAttachment }
+
+// ObjectKind is KindSecret.
+func (*Secret) ObjectKind() Kind { return KindSecret }
+
+// ObjectKind is KindConfig.
+func (*Config) ObjectKind() Kind { return KindConfig }
+
+// ObjectName is the name in the specification.
+func (c *Cluster) ObjectName() string { return c.Spec.Name }
+
+// ObjectName is empty: two hosts may have the same name.
+func (*Node) ObjectName() string { return "" }
+
+// ObjectName is the name in the specification.
+func (s *Service) ObjectName() string { return s.Spec.Name }
+
+// ObjectName is empty: users find it by ID.
+func (*Task) ObjectName() string { return "" }
+
+// ObjectName is the name in the specification.
+func (n *Network) ObjectName() string { return n.Spec.Name }
+
+// ObjectName is empty: users find it by ID.
 func (*Attachment) ObjectName() string { return "" }
-func (s *Secret) ObjectName() string   { return s.Spec.Name }
-func (c *Config) ObjectName() string   { return c.Spec.Name }
+
+// ObjectName is the name in the specification.
+func (s *Secret) ObjectName() string { return s.Spec.Name }
+
+// ObjectName is the name in the specification.
+func (c *Config) ObjectName() string { return c.Spec.Name }

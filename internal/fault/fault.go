@@ -47,6 +47,7 @@ type Error struct {
 	Err  error
 }
 
+// Error is the wrapped error's text: the kind is for programs.
 func (e *Error) Error() string { return e.Err.Error() }
 
 // Unwrap returns the wrapped error.

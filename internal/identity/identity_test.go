@@ -236,7 +236,7 @@ func TestCertificatesRenewThemselves(t *testing.T) {
 			after time.Duration // of the bubble's clock: no time passes
 			times int
 		}{{44 * 24 * time.Hour, 0}, {10 * 24 * time.Hour, 1}, {50 * 24 * time.Hour, 1}} {
-			time.Sleep(c.after)
+			<-time.After(c.after)
 			synctest.Wait()
 			if len(renewed) != c.times {
 				t.Fatalf("%v after the start it was renewed %d times more, want %d", time.Since(start), len(renewed), c.times)
@@ -255,7 +255,7 @@ func TestCertificateRenewsAfterMonthsOff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t)
 		dir := newNodeOf(t, ca, "w1", Worker).dir
-		time.Sleep(300 * 24 * time.Hour)
+		<-time.After(300 * 24 * time.Hour) // of the bubble's clock
 		n, err := Load(dir, nil)
 		if err != nil || !n.Expired() {
 			t.Fatalf("an expired certificate cannot be loaded: %v", err)

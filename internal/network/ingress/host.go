@@ -45,6 +45,7 @@ type Endpoint struct {
 	Port     uint16
 }
 
+// String is the endpoint as Docker writes it: 80/tcp.
 func (e Endpoint) String() string { return strconv.Itoa(int(e.Port)) + "/" + string(e.Protocol) }
 
 // Port is a published port as it should be. Ports are never changed: one that is different is another one.
@@ -194,7 +195,7 @@ func (h *Host) Set(_ context.Context, cfg HostConfig) error {
 	conn := nft.Open(h.ns.FD())
 	restarted := h.known == nil
 	if restarted {
-		known, err := read(h.ns, conn)
+		known, err := read(conn)
 		if err != nil {
 			return fmt.Errorf("published ports: %w", err)
 		}
@@ -413,17 +414,13 @@ func replace(tx *nft.Tx, e Endpoint, old, next *frontend) (changed bool) {
 }
 
 // read learns from the kernel what an earlier process made; nothing if it is not as this program writes it.
-func read(ns *netns.NS, conn *nft.Conn) (map[Endpoint]*frontend, error) {
+func read(conn *nft.Conn) (map[Endpoint]*frontend, error) {
 	known := map[Endpoint]*frontend{}
 	tables, err := conn.Tables(nft.INet)
 	if err != nil || !slices.Contains(tables, TableName) {
 		return known, err
 	}
-	lib, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
-	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
-	}
-	published, err := lib.GetSetElements(&nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}, Name: ports.Name})
+	published, err := conn.Elements(table, ports)
 	if err != nil {
 		return nil, fmt.Errorf("read published ports: %w", err)
 	}
@@ -432,7 +429,7 @@ func read(ns *netns.NS, conn *nft.Conn) (map[Endpoint]*frontend, error) {
 			known[ep] = &frontend{}
 		}
 	}
-	members, err := lib.GetSetElements(&nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}, Name: backends.Name, IsMap: true})
+	members, err := conn.Elements(table, backends)
 	if err != nil {
 		return nil, fmt.Errorf("read members: %w", err)
 	}
@@ -497,7 +494,7 @@ func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port, gone []netip
 
 // Published are the ports of this host, with the members that get their new connections, as the kernel has them.
 func (h *Host) Published() (map[Endpoint][]netip.AddrPort, error) {
-	known, err := read(h.ns, nft.Open(h.ns.FD()))
+	known, err := read(nft.Open(h.ns.FD()))
 	if err != nil {
 		return nil, fmt.Errorf("published ports: %w", err)
 	}

@@ -152,7 +152,7 @@ func (t *Table) Set(want map[netip.Addr]*VIP) error {
 	conn := nft.Open(ns.FD())
 	restarted := false
 	if t.known == nil {
-		if t.known, t.state, err = read(ns, conn); err != nil {
+		if t.known, t.state, err = read(conn); err != nil {
 			return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 		}
 		restarted = len(t.known) > 0
@@ -383,29 +383,25 @@ func Fill[T comparable](was, want []T, salt uint32) []T {
 }
 
 // read learns from the kernel what an earlier process made.
-func read(ns *netns.NS, conn *nft.Conn) (map[netip.Addr]*frontend, tableState, error) {
+func read(conn *nft.Conn) (map[netip.Addr]*frontend, tableState, error) {
 	known := map[netip.Addr]*frontend{}
 	tables, err := conn.Tables(nft.INet)
 	if err != nil || !slices.Contains(tables, TableName) {
 		return known, tableNone, err
 	}
-	lib, err := nftables.New(nftables.WithNetNSFd(ns.FD()))
-	if err != nil {
-		return nil, tableOther, fmt.Errorf("nftables: %w", err)
-	}
 	for _, f := range []family{four, six} {
-		vips, err := lib.GetSetElements(set(f.vips()))
+		vips, err := conn.Elements(table, f.vips())
 		if err != nil {
-			return nil, tableOther, fmt.Errorf("read %s: %w", f.vips().Name, err)
+			return nil, tableOther, err
 		}
 		for _, e := range vips {
 			if a, ok := netip.AddrFromSlice(e.Key); ok {
 				known[a] = &frontend{}
 			}
 		}
-		backends, err := lib.GetSetElements(set(f.backends()))
+		backends, err := conn.Elements(table, f.backends())
 		if err != nil {
-			return nil, tableOther, fmt.Errorf("read %s: %w", f.backends().Name, err)
+			return nil, tableOther, err
 		}
 		if err := decode(known, f, backends); err != nil {
 			// Not as this program writes it: made anew.
@@ -454,7 +450,7 @@ func (t *Table) VIPs() (map[netip.Addr][]netip.Addr, error) {
 		return nil, err
 	}
 	defer func() { _ = ns.Close() }()
-	known, _, err := read(ns, nft.Open(ns.FD()))
+	known, _, err := read(nft.Open(ns.FD()))
 	if err != nil {
 		return nil, err
 	}

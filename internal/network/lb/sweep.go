@@ -7,12 +7,10 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/sys/netns"
-	"github.com/sampan-cloud/sampan/internal/sys/nft"
 )
 
 // Flow is a connection as the kernel tracks it.
@@ -60,16 +58,19 @@ const few = 4
 
 // Forget removes the connections to the given members (nil: to anybody) for which match is true from a namespace's table.
 func Forget(ns *netns.NS, members []netip.Addr, match func(Flow) bool) error {
-	var count string
+	var conn *netlink.Conn
 	if err := ns.Do(func() (err error) {
-		count, err = netns.ReadSysctl("net.netfilter.nf_conntrack_count")
+		if count, err := netns.ReadSysctl("net.netfilter.nf_conntrack_count"); err == nil && count == "0" {
+			return nil
+		}
+		// Not by the library's own way into a namespace, which moves any thread, the process' main one included.
+		conn, err = netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		return err
-	}); err == nil && count == "0" {
-		return nil
-	}
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, &netlink.Config{NetNS: ns.FD()})
-	if err != nil {
+	}); err != nil {
 		return fmt.Errorf("forget connections: %w", err)
+	}
+	if conn == nil {
+		return nil
 	}
 	defer func() { _ = conn.Close() }()
 	if members == nil || len(members) > few {
@@ -225,9 +226,3 @@ func (f *Flow) direction(dir *netlink.AttributeDecoder, four, six uint16, end *n
 }
 
 func nativeUint32(b []byte) uint32 { return binary.NativeEndian.Uint32(b) }
-
-// set is a map's name for the library that reads elements.
-func set(m nft.Map) *nftables.Set {
-	return &nftables.Set{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: TableName}, Name: m.Name,
-		IsMap: len(m.Value) > 0 || m.Verdicts}
-}

@@ -26,7 +26,7 @@ func TestIdempotencyKeysAreForgottenAfterADay(t *testing.T) {
 		made := 0
 		create := func(state.WriteTx) (string, error) { made++; return "id", nil }
 		for _, wait := range []time.Duration{0, mirror.IdempotencyTTL - time.Minute, 2 * time.Minute} {
-			time.Sleep(wait) // the bubble's clock: no time passes
+			<-time.After(wait) // the bubble's clock: no time passes
 			synctest.Wait()
 			if _, err := state.Once(t.Context(), s, "", "key", create); err != nil {
 				t.Fatal(err)

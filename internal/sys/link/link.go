@@ -227,6 +227,7 @@ func (r Route) netlink() *netlink.Route {
 	return nr
 }
 
+// String is the route about as ip-route(8) writes it.
 func (r Route) String() string {
 	s := "default"
 	if r.Dst.IsValid() {

@@ -101,7 +101,7 @@ type Content struct {
 	Maps   []Map
 }
 
-// Conn changes the nftables of one network namespace. It holds no socket between transactions and is safe for
+// Conn reads and changes the nftables of one network namespace. It keeps no socket between transactions and is safe for
 // concurrent use.
 type Conn struct{ fd int }
 
@@ -111,42 +111,72 @@ func Open(nsFD int) *Conn { return &Conn{fd: nsFD} }
 
 // Do runs one transaction: everything that f asks of tx happens, or nothing.
 func (c *Conn) Do(f func(tx *Tx) error) error {
-	tx := &Tx{}
-	lib, err := nftables.New(nftables.WithSockOptions(tx.size))
+	lib, socket, err := c.dial()
 	if err != nil {
-		return fmt.Errorf("nftables: %w", err)
+		return err
 	}
-	tx.conn = lib
+	defer hangUp(lib)
+	tx := &Tx{conn: lib}
 	if err := f(tx); err != nil {
 		return err
 	}
-	return explain(c.inside(lib.Flush))
+	if err := tx.size(socket); err != nil {
+		return fmt.Errorf("nftables: %w", err)
+	}
+	return explain(lib.Flush())
 }
 
-// inside runs f in the namespace. (The library would enter it itself, on any thread, the process' main one included.)
-func (c *Conn) inside(f func() error) error {
-	if c.fd == 0 {
-		return f()
+// dial opens a socket in the namespace, to which it belongs from then on, whoever uses it. (The library would enter the
+// namespace itself, on any thread, the process' main one included.)
+func (c *Conn) dial() (lib *nftables.Conn, socket *netlink.Conn, err error) {
+	open := func() (err error) {
+		lib, err = nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
+			socket = s
+			return nil
+		}))
+		return err
 	}
-	return thread.Throwaway(func() error {
-		if err := unix.Setns(c.fd, unix.CLONE_NEWNET); err != nil {
-			return fmt.Errorf("enter network namespace: %w", err)
-		}
-		return f()
-	})
+	if c.fd == 0 {
+		err = open()
+	} else {
+		err = thread.Throwaway(func() error {
+			if err := unix.Setns(c.fd, unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("enter network namespace: %w", err)
+			}
+			return open()
+		})
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("nftables: %w", err)
+	}
+	return lib, socket, nil
+}
+
+// closing bounds how many sockets are being closed, as each takes a thread; the next are closed by who used them.
+var closing = make(chan struct{}, 8)
+
+// hangUp closes a socket without waiting for it: after a transaction that deleted anything the kernel closes it only when
+// no packet can see what was deleted any more, 7 to 200 ms later, while the new rules are in force since the transaction.
+func hangUp(lib *nftables.Conn) {
+	select {
+	case closing <- struct{}{}:
+		go func() {
+			defer func() { <-closing }()
+			_ = lib.CloseLasting()
+		}()
+	default:
+		_ = lib.CloseLasting()
+	}
 }
 
 // Tables lists the tables of a family, of others too.
 func (c *Conn) Tables(f Family) ([]string, error) {
-	lib, err := nftables.New()
+	lib, _, err := c.dial()
 	if err != nil {
-		return nil, fmt.Errorf("nftables: %w", err)
+		return nil, err
 	}
-	var tables []*nftables.Table
-	err = c.inside(func() (err error) {
-		tables, err = lib.ListTablesOfFamily(f)
-		return err
-	})
+	defer hangUp(lib)
+	tables, err := lib.ListTablesOfFamily(f)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -155,6 +185,21 @@ func (c *Conn) Tables(f Family) ([]string, error) {
 		names = append(names, t.Name)
 	}
 	return names, nil
+}
+
+// Elements reads the elements of a map or set as the kernel has them: keys and values are bytes, each field filled up to
+// a multiple of four.
+func (c *Conn) Elements(t Table, m Map) ([]nftables.SetElement, error) {
+	lib, _, err := c.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer hangUp(lib)
+	elements, err := lib.GetSetElements(m.lib(t))
+	if err != nil {
+		return nil, fmt.Errorf("elements of %s: %w", m.Name, explain(err))
+	}
+	return elements, nil
 }
 
 func explain(err error) error {
@@ -187,8 +232,8 @@ func (tx *Tx) size(c *netlink.Conn) error {
 }
 
 // Replace makes the table exactly as described, whether or not it was there. A transaction that deletes anything (this
-// one, SetChain, SetMap, Take) waits for an RCU grace period, 4 to 20 ms; one that only adds takes 0.2 ms: where a table
-// cannot be there yet, as in a new namespace, Add is the better choice.
+// one, SetChain, SetMap, Take) keeps the kernel busy for an RCU grace period after it, 4 to 20 ms; one that only adds does not:
+// where a table cannot be there yet, as in a new namespace, Add is the better choice.
 func (tx *Tx) Replace(t Table, c Content) {
 	tx.Delete(t)
 	tx.Add(t, c)

@@ -219,3 +219,56 @@ func TestTransactionsAtTheSameTime(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+func TestElementsAreReadFromTheNamespaceTheyAreIn(t *testing.T) {
+	ns := newNS(t)
+	c := nft.Open(ns.FD())
+	if err := c.Do(func(tx *nft.Tx) error { tx.Replace(table, content()); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	// From several goroutines, as any of them may be on the process' main thread: that one must never be moved.
+	before, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 10 {
+				elements, err := c.Elements(table, ports)
+				if err != nil || len(elements) != 1 || string(elements[0].Key[:4]) != "\x0a\x00\x00\x01" || string(elements[0].Val[:4]) != "\x0a\x00\x00\x02" {
+					t.Errorf("elements: %v, %v", elements, err)
+				}
+				if now, err := os.Readlink("/proc/self/ns/net"); now != before {
+					t.Errorf("the process is in %s, %v, and was in %s", now, err, before)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if _, err := c.Elements(nft.Table{Family: nft.INet, Name: "nowhere"}, ports); err == nil {
+		t.Error("a table that is not there has elements")
+	}
+	if _, err := nft.Open(0).Elements(table, ports); err == nil {
+		t.Error("the process' own namespace has the table")
+	}
+}
+
+// BenchmarkReplaceMap is what a change of a virtual IP waits for.
+func BenchmarkReplaceMap(b *testing.B) {
+	if os.Getuid() != 0 {
+		b.Skip("needs root: it makes network namespaces")
+	}
+	path := filepath.Join(b.TempDir(), "ns")
+	ns, err := netns.Create(path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = ns.Close(); _ = netns.Remove(path) }()
+	c := nft.Open(ns.FD())
+	for b.Loop() {
+		if err := c.Do(func(tx *nft.Tx) error { tx.Replace(table, content()); return nil }); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
