@@ -76,14 +76,15 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 		m.saveLogged(c)
 	}()
 
-	l := &launch{}
+	l, laps := &launch{}, newLaps()
 	if err := m.joinTargets(c, l); err != nil {
 		return err
 	}
-	att, err := m.prepare(ctx, c, l, u)
+	att, err := m.prepare(ctx, c, l, u, laps)
 	if err != nil {
 		return err
 	}
+	laps.lap("prepare")
 	c.rec.Networks = att
 	if err := failpoint.Hit("engine/container.start.after-prepare"); err != nil {
 		return err
@@ -102,6 +103,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return fmt.Errorf("failed to create container process: %w", err)
 	}
+	laps.lap("create")
 	u.Add(func() error { return m.Keeper.Delete(ctx, c.id) })
 	if err := failpoint.Hit("engine/container.start.after-create"); err != nil {
 		return err
@@ -113,6 +115,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	if err := failpoint.Hit("engine/container.start.after-attach"); err != nil {
 		return err
 	}
+	laps.lap("attach")
 	started, err := m.Keeper.Start(ctx, c.id)
 	if err != nil {
 		return fmt.Errorf("failed to start container process: %w", err)
@@ -123,11 +126,28 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	if started.PID == 0 {
 		started.PID = st.PID
 	}
+	laps.lap("start")
 	u.Done()
 	m.running(c, started)
+	laps.lap("record")
+	m.log.Debug("container started", append([]any{"container", c.id}, laps.args...)...)
 	m.networkEvents(&c.rec.Container, "connect")
 	m.event(&c.rec.Container, "start")
 	return nil
+}
+
+// laps are what the steps of a start took, for the log at level debug.
+type laps struct {
+	last time.Time
+	args []any
+}
+
+func newLaps() *laps { return &laps{last: time.Now()} }
+
+func (l *laps) lap(step string) {
+	now := time.Now()
+	l.args = append(l.args, step, now.Sub(l.last))
+	l.last = now
 }
 
 // running records that the container's process runs and begins what goes with that. The caller holds c.mu.
@@ -157,19 +177,24 @@ func (c *ctr) begin() {
 
 // prepare mounts the root file system and the sources of mounts and attaches the network, both at once, and writes
 // the files that depend on them.
-func (m *Manager) prepare(ctx context.Context, c *ctr, l *launch, u *undo.Stack) (Attachment, error) {
+func (m *Manager) prepare(ctx context.Context, c *ctr, l *launch, u *undo.Stack, laps *laps) (Attachment, error) {
 	type attached struct {
-		a   Attachment
-		err error
+		a    Attachment
+		took time.Duration
+		err  error
 	}
 	network := make(chan attached, 1)
 	current := c.rec.Container
 	go func() {
+		began := time.Now()
 		a, err := m.attachNetwork(ctx, current)
-		network <- attached{a, err}
+		network <- attached{a, time.Since(began), err}
 	}()
+	began := time.Now()
 	err := m.prepareMounts(ctx, c, l, u)
+	mounts := time.Since(began)
 	net := <-network
+	laps.args = append(laps.args, "mounts", mounts, "network", net.took)
 	if net.err == nil && !strings.HasPrefix(current.Config.Host.NetworkMode, "container:") {
 		u.Add(func() error { return m.Networks.Detach(ctx, c.id) })
 	}
@@ -354,6 +379,9 @@ func (m *Manager) removeExecDir(id string) error {
 	return errors.Join(append(errs, os.Remove(dir))...)
 }
 
+// startFailed is the exit code of a container that could not be started for no fault of its program.
+const startFailed = 128
+
 // startExitCode is the exit code of a container whose process could not be started, as a shell would give it.
 func startExitCode(err error) int {
 	text := strings.ToLower(err.Error())
@@ -367,7 +395,7 @@ func startExitCode(err error) int {
 			return 126
 		}
 	}
-	return 128
+	return startFailed
 }
 
 // emptied is what stays of an attachment when the container does not run: the endpoints that were asked for.
