@@ -71,13 +71,14 @@ type source struct {
 	dropped int64 // bytes of it that are not kept
 }
 
-// cutBack notices that the writer took back an unfinished line, as it does after a crash, and reads on from there.
-func (s *source) cutBack() error {
+// fromLineStart makes the next look begin where the unfinished line does: after a crash the writer takes such a line
+// back and writes another in its place, and what was read of the first must not be joined to the rest of the second.
+func (s *source) fromLineStart() error {
 	if s.gz {
 		return nil
 	}
 	st, err := s.f.Stat()
-	if err != nil || st.Size() >= s.off+int64(len(s.partial))+s.dropped {
+	if err != nil || len(s.partial) == 0 && s.dropped == 0 && st.Size() >= s.off {
 		return err
 	}
 	s.partial, s.dropped, s.tooLong = nil, 0, false
@@ -348,7 +349,8 @@ func (s *source) firstTime() time.Time {
 	return e.Time
 }
 
-// next returns the next whole line; io.EOF if there is none yet, with what there is of it kept for the next call.
+// next returns the next whole line; io.EOF if there is none yet. What there is of a compressed file's line is kept for the
+// next call; of another it is read anew (fromLineStart).
 func (s *source) next() ([]byte, error) {
 	for {
 		b, err := s.r.ReadSlice('\n')
@@ -431,7 +433,7 @@ func (r *Reader) entry() (Entry, error) {
 		line, err := s.next()
 		if errors.Is(err, io.EOF) {
 			if len(r.files) == 1 {
-				if err := s.cutBack(); err != nil {
+				if err := s.fromLineStart(); err != nil {
 					return Entry{}, fmt.Errorf("log %s: %w", s.f.Name(), err)
 				}
 				return Entry{}, errNoMore
