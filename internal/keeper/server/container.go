@@ -127,6 +127,7 @@ func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontain
 	if err != nil {
 		return err
 	}
+	_ = failpoint.Hit("keeper.launch.runs")
 	pid, err := process.Pid()
 	if err != nil {
 		return err
