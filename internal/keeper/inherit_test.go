@@ -77,26 +77,25 @@ func TestContainersIgnoreNoSignal(t *testing.T) {
 // TestExecWaitsForItsInput: an exec reads as soon as it runs, which is before the keeper and the client have their ends.
 func TestExecWaitsForItsInput(t *testing.T) {
 	h := newHostWith(t, "keeper.launch.runs=stop")
+	stopped := func() { h.eventually("the keeper stopped", func() bool { return state(h.c.PID()) == "T" }) }
 	goOn := func() {
-		h.eventually("the keeper stopped", func() bool { return state(h.c.PID()) == "T" })
 		if err := unix.Kill(h.c.PID(), unix.SIGCONT); err != nil {
 			t.Error(err)
 		}
 	}
 	s := h.spec("sleep")
 	var wg sync.WaitGroup
-	wg.Go(goOn)
+	wg.Go(func() { stopped(); goOn() })
 	h.run(s)
 	wg.Wait()
 	p := keeper.Process{Container: s.ID, ExecID: newID(), OpenStdin: true, Process: mustJSON(process("cat"))}
 	wg.Go(func() {
-		h.eventually("the exec reads", func() bool {
-			// It waits for input, or has taken the pipe for ended and is a zombie.
-			return slices.ContainsFunc(children(h.c.PID()), func(pid int) bool {
-				line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-				wait, _ := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
-				return string(line) == "/tool\x00cat\x00" && strings.HasPrefix(string(wait), "0 0x0 ") || state(pid) == "Z"
-			})
+		stopped()
+		pid := slices.Max(children(h.c.PID()))
+		h.eventually("the exec waits for input, or has taken the pipe for ended", func() bool {
+			line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+			call, _ := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+			return string(line) == "/tool\x00cat\x00" && strings.HasPrefix(string(call), "0 0x0 ") || state(pid) == "Z"
 		})
 		goOn()
 	})
