@@ -354,7 +354,9 @@ func (a *Agent) Attach(ctx context.Context, r *rpc.AttachRequest) (Attached, err
 	if err := json.Unmarshal(resp.GetNetwork(), got.Network); err != nil {
 		return Attached{}, fault.New(fault.Internal, "network: %w", err)
 	}
-	if err := a.views.await(ctx, func(v *cloud.NodeView) bool { return v.Networks[got.Network.ID] != nil }); err != nil {
+	// The member tells the view that follows from this from an older one, which may have a network that is about to go.
+	member := cloud.MemberID(got.Attachment.ID, got.Network.ID)
+	if err := a.views.await(ctx, func(v *cloud.NodeView) bool { return v.Networks[got.Network.ID] != nil && v.Members[member] != nil }); err != nil {
 		return Attached{}, fault.New(fault.DeadlineExceeded, "network %s did not become ready on this host: %w", got.Network.Spec.Name, err)
 	}
 	return got, nil

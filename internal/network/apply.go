@@ -40,6 +40,7 @@ type clusterSide struct {
 
 	applying sync.Mutex
 	told     told           // guarded by applying
+	local    netip.Addr     // from which packets to other hosts go where the view does not say; guarded by applying
 	loose    sync.WaitGroup // collections of what the last sandbox left
 
 	mu     sync.Mutex
@@ -72,6 +73,14 @@ func (m *Manager) Apply(ctx context.Context, view *cloud.NodeView, self string) 
 	return m.cluster.apply(ctx, view, self)
 }
 
+// SetDataPath says from which address this host sends to the others, until a view says so itself, and to which UDP port.
+func (m *Manager) SetDataPath(local netip.Addr, port int) {
+	m.cluster.applying.Lock()
+	defer m.cluster.applying.Unlock()
+	m.cluster.local = local
+	m.cluster.ov.SetPort(port)
+}
+
 func (c *clusterSide) apply(ctx context.Context, view *cloud.NodeView, self string) error {
 	c.applying.Lock()
 	defer c.applying.Unlock()
@@ -89,6 +98,9 @@ func (c *clusterSide) apply(ctx context.Context, view *cloud.NodeView, self stri
 	// Who is reachable comes before who is named, so that a name never leads to nowhere.
 	for _, id := range slices.Sorted(maps.Keys(next.nets)) {
 		n := next.nets[id]
+		if !n.overlay.Local.IsValid() { // the first views may be older than what this host said of itself
+			n.overlay.Local = c.local
+		}
 		if err := c.ov.Apply(ctx, n.overlay); err != nil {
 			note(err)
 			continue

@@ -433,3 +433,30 @@ func (s *swarm) ruleset(h *nettest.Space) string {
 	lines := slices.Sorted(strings.Lines(string(out))) // maps are listed in no order
 	return strings.Join(lines, "")
 }
+
+// TestDataPath: a host whose first view is older than what it said of itself makes its networks all the same, and
+// another UDP port than VXLAN's own carries them.
+func TestDataPath(t *testing.T) {
+	s := newSwarm(t, 2)
+	s.network(redID, "red", "10.10.0.0/24", 4097)
+	self := s.view.Peers["host1"]
+	delete(s.view.Peers, "host1")
+	for _, h := range s.hosts {
+		h.m.SetDataPath(h.Addr, 4790)
+		must(t, h.m.Apply(t.Context(), s.view, h.Name))
+	}
+	s.view.Peers["host1"] = self
+	s.member(redID, 0, "a", "a.1", "10.10.0.11")
+	s.member(redID, 1, "b", "b.1", "10.10.0.12")
+	s.apply()
+	a := s.task(0, "a.1", on(redID, "10.10.0.11"))
+	s.task(1, "b.1", on(redID, "10.10.0.12"))
+	if got, _ := a.MustAsk("tcp", "10.10.0.12:80"); got != "b.1" {
+		t.Errorf("over the other port %q answers", got)
+	}
+	for _, h := range s.hosts {
+		if rules := s.ruleset(h.Space); !strings.Contains(rules, "sampan_vxlan_4790") || strings.Contains(rules, "sampan_vxlan_4789") {
+			t.Errorf("%s speaks another port than 4790:\n%s", h.Name, rules)
+		}
+	}
+}

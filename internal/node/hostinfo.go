@@ -137,6 +137,22 @@ func filesystem(path string) string {
 	return "unknown"
 }
 
+// linkSubnets are the subnets of the host's interfaces, but for loopback and link-local ones.
+func linkSubnets() []netip.Prefix {
+	var all []netip.Prefix
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil
+	}
+	for _, a := range addrs {
+		p, err := netip.ParsePrefix(a.String())
+		if err == nil && !p.Addr().IsLoopback() && !p.Addr().IsLinkLocalUnicast() && !p.IsSingleIP() {
+			all = append(all, p.Masked())
+		}
+	}
+	return all
+}
+
 // mtuOf is the MTU of the interface that has one of the addresses, 0 if there is none.
 func mtuOf(addrs []netip.Addr) int {
 	links, err := net.Interfaces()

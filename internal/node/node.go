@@ -128,7 +128,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.networks.Close)
-	adapter := &sandboxes{networks: n.networks, attach: n.agents.attach, detach: n.agents.detach}
+	adapter := &sandboxes{networks: n.networks, attach: n.agents.attach, detach: n.agents.detach, find: n.findNetwork}
 	n.containers, err = container.New(container.ManagerConfig{
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,

@@ -2,9 +2,11 @@ package node
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -76,12 +78,17 @@ func (l *leaderLinks) close() {
 
 // startAgent runs this node's side of the cluster.
 func (n *Node) startAgent(env membership.NodeEnv) (stop func(), err error) {
+	if len(env.DataAddrs) > 0 {
+		n.networks.SetDataPath(env.DataAddrs[0], int(env.DataPathPort))
+	}
 	a, err := agent.New(agent.Config{
 		NodeID: env.NodeID, Managers: agent.OverPool(env.Managers), Engine: n.containers, Images: n.images, Events: n.bus, Networks: n.networks,
 		StatePath:  filepath.Join(n.cfg.DataRoot, "swarm", "view.json"),
-		SecretsDir: filepath.Join(n.cfg.ExecRoot, "secrets"),
+		SecretsDir: n.secretsDir(),
 		Description: func() cloud.NodeDescription {
-			return n.host.description(mtuOf(env.DataAddrs))
+			d := n.host.description(mtuOf(env.DataAddrs))
+			d.Subnets = n.subnets()
+			return d
 		},
 		DataAddrs:   func() []netip.Addr { return env.DataAddrs },
 		RoleChanged: env.SetRole, Removed: env.Removed, Logger: n.log,
@@ -114,7 +121,31 @@ func (n *Node) left(ctx context.Context) error {
 			n.log.Warn("remove a task's container after leaving the cluster", "container", c.ID, "error", err)
 		}
 	}
-	return n.networks.Apply(ctx, nil, "")
+	return errors.Join(n.networks.Apply(ctx, nil, ""), agent.RemoveSecrets(n.secretsDir()))
+}
+
+// secretsDir is where the files of tasks' secrets and configs are, in memory.
+func (n *Node) secretsDir() string { return filepath.Join(n.cfg.ExecRoot, "secrets") }
+
+// subnets are those of the host's own links and bridges, which networks of the cluster had better not have. What the
+// cluster itself put on the host is left out.
+func (n *Node) subnets() []netip.Prefix {
+	var cluster []netip.Prefix
+	for _, net := range n.networks.List() {
+		if net.Scope == network.ScopeSwarm {
+			for _, s := range net.Subnets {
+				cluster = append(cluster, s.Subnet)
+			}
+		}
+	}
+	all := n.ownSubnets()
+	for _, p := range linkSubnets() {
+		if !slices.Contains(cluster, p) {
+			all = append(all, p)
+		}
+	}
+	slices.SortFunc(all, netip.Prefix.Compare)
+	return slices.Compact(all)
 }
 
 // agentSlot holds the running agent, if this host is in a cluster: standalone containers get their addresses on the
@@ -141,7 +172,7 @@ func (s *agentSlot) get() *agent.Agent {
 func (s *agentSlot) attach(ctx context.Context, c container.Container, name string, e network.EndpointSpec) (network.EndpointSpec, error) {
 	a := s.get()
 	if a == nil {
-		return e, fault.New(fault.Unavailable, "network %s not found", name)
+		return e, fault.New(fault.NotFound, "network %s not found", name)
 	}
 	ask := &rpc.AttachRequest{Network: name, ContainerId: c.ID, Name: c.Config.Name, Aliases: e.Aliases}
 	for _, addr := range []netip.Addr{e.IPv4, e.IPv6} {
@@ -163,6 +194,23 @@ func (s *agentSlot) attach(ctx context.Context, c container.Container, name stri
 		}
 	}
 	return e, nil
+}
+
+// findNetwork finds a network of the cluster. A worker does not know those that it does not need: there, any name may be
+// one, and attach knows.
+func (n *Node) findNetwork(ref string) (id, name string, ok bool) {
+	if n.agents.get() == nil {
+		return "", "", false
+	}
+	api, err := n.cluster.Cluster()
+	if err != nil {
+		return ref, ref, true
+	}
+	net, err := api.GetNetwork(context.Background(), ref)
+	if err != nil {
+		return "", "", false
+	}
+	return net.ID, net.Spec.Name, true
 }
 
 // detach gives the address back; without managers the leader's sweep does so later.

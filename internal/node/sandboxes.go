@@ -21,6 +21,8 @@ type sandboxes struct {
 	// attach asks the cluster for an address of a standalone container on one of its networks; detach gives it back.
 	attach func(ctx context.Context, c container.Container, net string, e network.EndpointSpec) (network.EndpointSpec, error)
 	detach func(ctx context.Context, containerID, networkID string)
+	// find says whether a network that this host does not have may be the cluster's, and what is known of it.
+	find func(nameOrID string) (id, name string, ok bool)
 	// get finds another container, for links.
 	get func(id string) (container.Container, error)
 }
@@ -129,9 +131,15 @@ func (s *sandboxes) Rename(ctx context.Context, id, name string) error {
 	return s.networks.Rename(ctx, id, name)
 }
 
-// ResolveNetwork finds a network by name or ID.
+// ResolveNetwork finds a network by name or ID. One of the cluster's that nothing on this host is on is not here yet: it
+// comes when a container is connected to it.
 func (s *sandboxes) ResolveNetwork(nameOrID string) (id, name string, err error) {
 	n, err := s.networks.Get(nameOrID)
+	if fault.Is(err, fault.NotFound) && s.find != nil {
+		if id, name, ok := s.find(nameOrID); ok {
+			return id, name, nil
+		}
+	}
 	if err != nil {
 		return "", "", err
 	}
@@ -153,11 +161,7 @@ func (s *sandboxes) endpoint(ctx context.Context, c container.Container, name st
 	if s.attach == nil {
 		return spec, err
 	}
-	attached, aerr := s.attach(ctx, c, name, spec)
-	if aerr != nil && err != nil && fault.Is(aerr, fault.Unavailable) {
-		return spec, err // not in a cluster: the network is simply not there
-	}
-	return attached, aerr
+	return s.attach(ctx, c, name, spec)
 }
 
 // link resolves --link: names that only this container sees.

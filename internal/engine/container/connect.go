@@ -41,9 +41,9 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		if err != nil {
 			return err
 		}
-		if ep.NetworkName == "" {
-			ep.NetworkName = name
-		}
+		// A network that the host did not have was known by what the user called it.
+		ep.NetworkName = firstNonEmpty(ep.NetworkName, name)
+		name = ep.NetworkName
 		eps := maps.Clone(c.rec.Networks.Endpoints)
 		if eps == nil {
 			eps = map[string]Endpoint{}

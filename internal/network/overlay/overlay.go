@@ -101,6 +101,24 @@ func New(cfg Config) *Driver {
 	return &Driver{cfg: cfg, nets: map[string]*segment{}}
 }
 
+// SetPort changes the UDP port; 0 stands for DefaultPort. Networks that exist follow with their next Apply.
+func (d *Driver) SetPort(port int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if port == 0 {
+		port = DefaultPort
+	}
+	if port != d.cfg.Port {
+		d.cfg.Port, d.prepared = port, false
+	}
+}
+
+func (d *Driver) port() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cfg.Port
+}
+
 // segment is a network that exists: its namespace, and what is known to be in the VXLAN device.
 type segment struct {
 	mu      sync.Mutex
@@ -345,9 +363,9 @@ func (d *Driver) ensureVXLAN(host *netlink.Handle, n Network, s *segment, mtu in
 		}
 	}
 	s.vxlan, s.entries = 0, nil
-	err = link.AddVXLAN(host, link.VXLAN{Name: vxlanName, VNI: n.VNI, Port: d.cfg.Port, Local: n.Local, MTU: mtu, NS: s.ns.FD(), Proxy: true})
+	err = link.AddVXLAN(host, link.VXLAN{Name: vxlanName, VNI: n.VNI, Port: d.port(), Local: n.Local, MTU: mtu, NS: s.ns.FD(), Proxy: true})
 	if fault.Is(err, fault.AlreadyExists) {
-		return fault.New(fault.Conflict, "VXLAN number %d on UDP port %d is in use by another program or network of this host: %w", n.VNI, d.cfg.Port, err)
+		return fault.New(fault.Conflict, "VXLAN number %d on UDP port %d is in use by another program or network of this host: %w", n.VNI, d.port(), err)
 	} else if err != nil {
 		return err
 	}
@@ -363,7 +381,7 @@ func (d *Driver) ensureVXLAN(host *netlink.Handle, n Network, s *segment, mtu in
 
 func (d *Driver) same(v *netlink.Vxlan, n Network) bool {
 	local, _ := netip.AddrFromSlice(v.SrcAddr)
-	return v.VxlanId == int(n.VNI) && v.Port == d.cfg.Port && local.Unmap() == n.Local.Unmap() && !v.Learning && v.Proxy
+	return v.VxlanId == int(n.VNI) && v.Port == d.port() && local.Unmap() == n.Local.Unmap() && !v.Learning && v.Proxy
 }
 
 // lowest is the MTU of the bridge, or mtu if that cannot be read.
