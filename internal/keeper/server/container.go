@@ -51,6 +51,8 @@ func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
 	if err != nil {
 		return keeper.Status{}, err
 	}
+	end := s.beginStart()
+	defer func() { end(err) }()
 	u := undo.New()
 	defer func() {
 		if uerr := u.Run(); uerr != nil {
@@ -188,15 +190,6 @@ func prepareStreams(p *proc, config *configs.Config) (processEnds, *consoleSocke
 	return ends, nil, err
 }
 
-func killAndReap(pid int) {
-	_ = unix.Kill(pid, unix.SIGKILL)
-	for {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			return
-		}
-	}
-}
-
 // start lets a created container run its program.
 func (s *Server) start(id string) (keeper.Status, error) {
 	c, err := s.container(id)
@@ -217,7 +210,7 @@ func (s *Server) start(id string) (keeper.Status, error) {
 }
 
 // exec starts another process in a container.
-func (s *Server) exec(req keeper.Process) (keeper.Status, error) {
+func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 	if err := checkID("exec", req.ExecID); err != nil {
 		return keeper.Status{}, err
 	}
@@ -239,6 +232,8 @@ func (s *Server) exec(req keeper.Process) (keeper.Status, error) {
 	case st.Paused:
 		return keeper.Status{}, fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", req.Container)
 	}
+	end := s.beginStart()
+	defer func() { end(err) }()
 	u := undo.New()
 	defer u.Run()
 	if !c.reserveExec(req.ExecID) {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper"
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
 )
@@ -54,6 +55,7 @@ type Server struct {
 
 	// replacing is held for writing while the program is replaced: nothing is being made or ended then.
 	replacing sync.RWMutex
+	starts    starts
 
 	mu         sync.Mutex
 	listener   *net.UnixListener
@@ -140,10 +142,14 @@ func (s *Server) prepare(ctx context.Context, handover *wire.Conn) error {
 	s.adopt(given)
 	given.closeRest()
 	s.loadNames()
+	if err := failpoint.Hit("keeper.listen"); err != nil {
+		return err
+	}
 	return s.listen(resumed)
 }
 
-// takeLock waits for a keeper that is about to end.
+// takeLock waits for a keeper that is about to end. One that a daemon started which died meanwhile is about to serve
+// instead: this one gives way to it.
 func (s *Server) takeLock(ctx context.Context) error {
 	f, err := os.OpenFile(filepath.Join(s.root, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -151,14 +157,24 @@ func (s *Server) takeLock(ctx context.Context) error {
 	}
 	got := make(chan error, 1)
 	go func() { got <- unix.Flock(int(f.Fd()), unix.LOCK_EX) }()
-	select {
-	case err := <-got:
-		s.lock = f
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(5 * time.Second):
-		return fault.New(fault.Conflict, "another keeper holds %s and does not listen", f.Name())
+	look := time.NewTicker(10 * time.Millisecond)
+	defer look.Stop()
+	bound := time.After(5 * time.Second)
+	for {
+		select {
+		case err := <-got:
+			s.lock = f
+			return err
+		case <-look.C:
+			if c, err := net.Dial("unix", keeper.SocketPath(s.cfg.ExecRoot)); err == nil {
+				_ = c.Close()
+				return fault.New(fault.AlreadyExists, "another keeper serves %s", s.cfg.ExecRoot)
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-bound:
+			return fault.New(fault.Conflict, "another keeper holds %s and does not listen", f.Name())
+		}
 	}
 }
 
