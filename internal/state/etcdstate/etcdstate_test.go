@@ -342,3 +342,32 @@ func mirrorTxn(putKey string, doc []byte, deleted string, deletedRev uint64) mir
 		Deletes:  map[string]struct{}{deleted: {}},
 	}
 }
+
+// TestALoneMemberIsKilledAgainAndAgain: each start finds more in the log than it has applied, some of it compacted, and
+// leads soon all the same.
+func TestALoneMemberIsKilledAgainAndAgain(t *testing.T) {
+	h := newHost(t, "lone")
+	h.open("", false)
+	for start := range 4 {
+		waitLeads(t, h.store, true)
+		write(t, h.store, fmt.Sprint("task-", start))
+		var wg sync.WaitGroup
+		for range 16 {
+			wg.Go(func() {
+				for range 2 * snapshotEntries / 16 {
+					if _, err := h.store.client.Put(t.Context(), "other", "entry"); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		wg.Wait()
+		h.kill()
+		h.open("", false)
+	}
+	waitLeads(t, h.store, true)
+	for start := range 4 {
+		waitTask(t, h.store, fmt.Sprint("task-", start))
+	}
+}
