@@ -39,6 +39,7 @@ type Store struct {
 
 	mu      sync.Mutex
 	volumes map[string]*entry
+	changed func(action string, v Volume)
 }
 
 // entry is a volume and who uses it.
@@ -68,7 +69,7 @@ func Open(root string) (*Store, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
-	s := &Store{root: root, volumes: map[string]*entry{}}
+	s := &Store{root: root, volumes: map[string]*entry{}, changed: func(string, Volume) {}}
 	dirs, err := os.ReadDir(root)
 	if err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
@@ -122,6 +123,10 @@ func (s *Store) read(name string) (*Volume, error) {
 	v.Created, v.Labels, v.Options, v.Anonymous = r.Created, r.Labels, r.Options, r.Anonymous
 	return v, nil
 }
+
+// Notify has f told of each volume that is made ("create") or removed ("destroy"), under the store's lock. It is to be
+// called before anything is.
+func (s *Store) Notify(f func(action string, v Volume)) { s.changed = f }
 
 var nameChars = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
 
@@ -179,6 +184,7 @@ func (s *Store) Create(_ context.Context, v Volume) (Volume, error) {
 	}
 	e := &entry{Volume: v, users: map[string]bool{}}
 	s.volumes[v.Name] = e
+	s.changed("create", e.clone())
 	return e.clone(), nil
 }
 
@@ -310,6 +316,7 @@ func (s *Store) Remove(_ context.Context, name string, force bool) error {
 	}
 	s.mu.Lock()
 	delete(s.volumes, name)
+	s.changed("destroy", e.clone())
 	s.mu.Unlock()
 	if err := failpoint.Hit("engine/volume.remove.renamed"); err != nil {
 		return err

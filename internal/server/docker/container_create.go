@@ -3,6 +3,7 @@ package docker
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"path"
@@ -100,6 +101,9 @@ func containerConfig(body createBody, name string, version apiVersion) (containe
 	slices.SortFunc(cfg.ExposedPorts, comparePorts)
 
 	var warnings []string
+	if host.NetworkMode.IsHost() && (len(host.PortBindings) > 0 || host.PublishAllPorts) {
+		warnings = append(warnings, "Published ports are discarded when using host network mode")
+	}
 	cfg.Network.MAC = body.MacAddress
 	if body.MacAddress != "" && version < 1052 {
 		if _, err := net.ParseMAC(body.MacAddress); err != nil {
@@ -165,6 +169,8 @@ func checkHostConfig(in *apicontainer.Config, host *apicontainer.HostConfig) err
 		return bad("invalid cgroup namespace mode: %v", host.CgroupnsMode)
 	case !host.Isolation.IsDefault():
 		return bad("invalid isolation: %v is not supported on linux", host.Isolation)
+	case host.Umask != nil && *host.Umask > 0o777:
+		return bad("invalid umask %#o: it must be between 0 and 0777", *host.Umask)
 	case host.ShmSize < 0:
 		return bad("SHM size can not be less than 0")
 	case host.AutoRemove && !host.RestartPolicy.IsNone():
@@ -194,7 +200,8 @@ func hostConfig(in *apicontainer.HostConfig) (container.HostConfig, error) {
 		UTSMode: string(in.UTSMode), UsernsMode: string(in.UsernsMode), Runtime: in.Runtime, StorageOpt: in.StorageOpt,
 		Annotations: in.Annotations, Log: container.LogConfig{Driver: in.LogConfig.Type, Options: in.LogConfig.Config},
 		ContainerIDFile: in.ContainerIDFile, DNSSearch: in.DNSSearch, DNSOptions: in.DNSOptions, ExtraHosts: in.ExtraHosts,
-		Links: in.Links, Resources: resourcesOf(&in.Resources),
+		Links: in.Links, Resources: resourcesOf(&in.Resources), Umask: in.Umask,
+		ConsoleSize: [2]uint16{uint16(min(in.ConsoleSize[0], math.MaxUint16)), uint16(min(in.ConsoleSize[1], math.MaxUint16))},
 	}
 	for _, d := range in.DNS {
 		h.DNS = append(h.DNS, d.String())

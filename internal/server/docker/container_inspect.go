@@ -169,7 +169,8 @@ func wireHostConfig(c *container.Container) *apicontainer.HostConfig {
 		ReadonlyRootfs: h.ReadonlyRootfs, SecurityOpt: h.SecurityOpt, StorageOpt: h.StorageOpt, Tmpfs: h.Tmpfs,
 		UTSMode: apicontainer.UTSMode(h.UTSMode), UsernsMode: apicontainer.UsernsMode(h.UsernsMode),
 		ShmSize: cmp.Or(h.ShmSize, 64<<20), Sysctls: h.Sysctls, Runtime: cmp.Or(h.Runtime, "runc"), Resources: wireResources(h),
-		MaskedPaths: h.MaskedPaths, ReadonlyPaths: h.ReadonlyPaths, Init: h.Init,
+		MaskedPaths: h.MaskedPaths, ReadonlyPaths: h.ReadonlyPaths, Init: h.Init, Umask: h.Umask,
+		ConsoleSize: [2]uint{uint(h.ConsoleSize[0]), uint(h.ConsoleSize[1])},
 	}
 	for _, d := range h.DNS {
 		if a, err := netip.ParseAddr(d); err == nil {

@@ -160,6 +160,15 @@ func includes(f filters, e *events.Event) bool {
 	return true
 }
 
+// familiarName is an image's name as people write it, with its tag.
+func familiarName(ref string) string {
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ref
+	}
+	return reference.FamiliarString(named)
+}
+
 // bareName is an image's name without its tag.
 func bareName(ref string) string {
 	named, err := reference.ParseNormalizedNamed(ref)

@@ -125,9 +125,14 @@ func imageConfig(img *image.Image) *dockerspec.DockerOCIImageConfig {
 // imageHistory lists the steps that made an image, newest first. Only the newest has an ID.
 func imageHistory(img *image.Image) []apiimage.HistoryResponseItem {
 	out := []apiimage.HistoryResponseItem{}
+	layer := len(img.LayerSizes) // the top one; entries and layers go down together
 	for i := len(img.History) - 1; i >= 0; i-- {
 		h := img.History[i]
 		item := apiimage.HistoryResponseItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment, Tags: []string{}}
+		if !h.EmptyLayer && layer > 0 {
+			layer--
+			item.Size = img.LayerSizes[layer]
+		}
 		if h.Created != nil {
 			item.Created = h.Created.Unix()
 		}

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"net/http"
@@ -26,6 +27,7 @@ type imageAPI struct {
 	backend    Images
 	containers Containers
 	host       Host
+	events     Events
 }
 
 func (a *imageAPI) routes() []route {
@@ -185,7 +187,11 @@ func (a *imageAPI) pull(w *response, r *request, from, platform string) error {
 		return err
 	}
 	out := newProgressStream(w)
-	_, err = a.backend.Pull(r.Context(), ref, platform, registryAuth(r), out.progress)
+	img, err := a.backend.Pull(r.Context(), ref, platform, registryAuth(r), out.progress)
+	if err == nil {
+		familiar := familiarName(ref)
+		tell(a.events, "image", "pull", familiar, "name", bareName(familiar), "imageID", img.ID)
+	}
 	return out.done(err)
 }
 
@@ -243,6 +249,7 @@ func (a *imageAPI) importImage(w *response, r *request, platform string) error {
 	img, err := a.backend.Import(r.Context(), in, ref, opts)
 	if err == nil {
 		out.status(img.ID)
+		a.imageEvent("import", &img, cmp.Or(familiarName(ref), img.ID))
 	}
 	return out.done(err)
 }
@@ -283,6 +290,9 @@ func (a *imageAPI) load(w *response, r *request) error {
 		}
 		out.progress(p)
 	})
+	for _, img := range images {
+		a.imageEvent("load", &img, img.ID)
+	}
 	if err == nil && !said {
 		for _, img := range images {
 			for _, tag := range img.RepoTags {
@@ -304,12 +314,22 @@ func (a *imageAPI) save(w *response, r *request) error {
 	if len(names) == 0 {
 		return fault.New(fault.InvalidArgument, "no image names given: name them in the parameter names")
 	}
-	for _, name := range names {
-		if _, err := a.backend.Get(r.Context(), name); err != nil {
+	images := make([]image.Image, len(names))
+	for i, name := range names {
+		var err error
+		if images[i], err = a.backend.Get(r.Context(), name); err != nil {
 			return err
 		}
 	}
-	return sendTar(w, func(out io.Writer) error { return a.backend.Save(r.Context(), names, out) })
+	return sendTar(w, func(out io.Writer) error {
+		err := a.backend.Save(r.Context(), names, out)
+		if err == nil {
+			for _, img := range images {
+				a.imageEvent("save", &img, img.ID)
+			}
+		}
+		return err
+	})
 }
 
 func (a *imageAPI) push(w *response, r *request) error {
@@ -318,7 +338,12 @@ func (a *imageAPI) push(w *response, r *request) error {
 		return err
 	}
 	out := newProgressStream(w)
-	return out.done(a.backend.Push(r.Context(), ref, registryAuth(r), out.progress))
+	err = a.backend.Push(r.Context(), ref, registryAuth(r), out.progress)
+	if err == nil {
+		familiar := familiarName(ref)
+		tell(a.events, "image", "push", familiar, "name", bareName(familiar))
+	}
+	return out.done(err)
 }
 
 func (a *imageAPI) tag(w *response, r *request) error {
@@ -332,6 +357,9 @@ func (a *imageAPI) tag(w *response, r *request) error {
 	if err := a.backend.Tag(r.Context(), r.PathValue("name"), target); err != nil {
 		return err
 	}
+	if img, err := a.backend.Get(r.Context(), target); err == nil {
+		a.imageEvent("tag", &img, familiarName(target))
+	}
 	w.WriteHeader(http.StatusCreated)
 	return nil
 }
@@ -341,7 +369,9 @@ func (a *imageAPI) remove(w *response, r *request) error {
 	if strings.TrimSpace(name) == "" {
 		return fault.New(fault.InvalidArgument, "image name cannot be blank")
 	}
+	img, _ := a.backend.Get(r.Context(), name) // for the events: its names go first
 	removed, err := a.backend.Remove(r.Context(), name, r.flag("force"), !r.flag("noprune"), a.users)
+	a.removedEvents(removed, img.ID)
 	if err != nil {
 		return err
 	}
@@ -373,8 +403,10 @@ func (a *imageAPI) prune(w *response, r *request) error {
 		return (!dangling || len(img.RepoTags) == 0) && (until.IsZero() || img.Created.Before(until)) &&
 			f.labels("label", img.Labels) && f.notLabels(img.Labels)
 	}, a.users)
+	a.removedEvents(removed, "")
 	if err != nil {
 		return err
 	}
+	tellReclaimed(a.events, "image", unsigned(freed))
 	return writeJSON(w, http.StatusOK, apiimage.PruneReport{ImagesDeleted: removals(removed), SpaceReclaimed: unsigned(freed)})
 }

@@ -20,6 +20,7 @@ type networkAPI struct {
 	local      Networks
 	swarm      Swarm
 	containers Containers
+	events     Events
 }
 
 func (a *networkAPI) routes() []route {
@@ -251,6 +252,9 @@ func (a *networkAPI) create(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	if slices.Contains([]string{network.NameBridge, network.NameHost, network.NameNone, "default"}, body.Name) {
+		return fault.New(fault.Forbidden, "operation is not permitted on predefined %s network", body.Name)
+	}
 	if slices.ContainsFunc(nets, func(n anyNetwork) bool { return n.name() == body.Name }) {
 		return fault.New(fault.AlreadyExists, "network with name %s already exists", body.Name)
 	}
@@ -277,6 +281,7 @@ func (a *networkAPI) create(w *response, r *request) error {
 			return err
 		}
 		id = n.ID
+		tell(a.events, "network", "create", id, "name", body.Name, "type", n.Spec.Driver)
 	}
 	return writeJSON(w, http.StatusCreated, apinetwork.CreateResponse{ID: id})
 }
@@ -294,7 +299,11 @@ func (a *networkAPI) remove(w *response, r *request) error {
 
 func (a *networkAPI) removeOne(ctx context.Context, n anyNetwork) error {
 	if !n.swarm() {
-		return a.local.Remove(ctx, n.id())
+		err := a.local.Remove(ctx, n.id())
+		if err == nil {
+			tell(a.events, "network", "destroy", n.id(), "name", n.name(), "type", wireNetwork(n).Driver)
+		}
+		return err
 	}
 	cluster, err := a.swarm.Cluster()
 	if err != nil {
@@ -370,5 +379,6 @@ func (a *networkAPI) prune(w *response, r *request) error {
 			report.NetworksDeleted = append(report.NetworksDeleted, s.Name)
 		}
 	}
+	tellReclaimed(a.events, "network", 0)
 	return writeJSON(w, http.StatusOK, report)
 }

@@ -68,7 +68,7 @@ func New(cfg Config) http.Handler {
 
 // routes lists every route of the API, resource by resource.
 func routes(cfg Config) []route {
-	nets := &networkAPI{local: cfg.Networks, swarm: cfg.Swarm, containers: cfg.Containers}
+	nets := &networkAPI{local: cfg.Networks, swarm: cfg.Swarm, containers: cfg.Containers, events: cfg.Events}
 	ctrs := &containerAPI{backend: cfg.Containers, images: cfg.Images, events: cfg.Events, host: cfg.Host, logger: cfg.Logger}
 	var all []route
 	for _, of := range [][]route{
@@ -76,8 +76,8 @@ func routes(cfg Config) []route {
 		(&archiveAPI{backend: cfg.Containers}).routes(),
 		(&streamAPI{backend: cfg.Containers, events: cfg.Events, logger: cfg.Logger}).routes(),
 		(&execAPI{backend: cfg.Containers, logger: cfg.Logger}).routes(),
-		(&imageAPI{backend: cfg.Images, containers: cfg.Containers, host: cfg.Host}).routes(),
-		(&volumeAPI{backend: cfg.Volumes}).routes(),
+		(&imageAPI{backend: cfg.Images, containers: cfg.Containers, host: cfg.Host, events: cfg.Events}).routes(),
+		(&volumeAPI{backend: cfg.Volumes, events: cfg.Events}).routes(),
 		nets.routes(),
 		(&systemAPI{Config: cfg}).routes(),
 		(&eventAPI{bus: cfg.Events, swarm: cfg.Swarm}).routes(),

@@ -131,7 +131,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"overlapping subnets", "POST", "/networks/create", js, `{"Name":"n","IPAM":{"Config":[{"Subnet":"10.1.0.0/16"},{"Subnet":"10.1.2.0/24"}]}}`, 400, "overlap"},
 		{"an unknown driver", "POST", "/networks/create", js, `{"Name":"n","Driver":"weave"}`, 404, "weave"},
 		{"an unknown IPAM driver", "POST", "/networks/create", js, `{"Name":"n","IPAM":{"Driver":"dhcp"}}`, 404, "dhcp"},
-		{"a name taken", "POST", "/networks/create", js, `{"Name":"bridge"}`, 409, "network with name bridge already exists"},
+		{"a predefined network", "POST", "/networks/create", js, `{"Name":"bridge"}`, 403, "operation is not permitted on predefined bridge network"},
 		{"a predefined network removed", "DELETE", "/networks/host", "", "", 403, "pre-defined"},
 		{"an unknown network", "GET", "/networks/nosuch", "", "", 404, "network nosuch not found"},
 		{"verbosely wrong", "GET", "/networks/host?verbose=very", "", "", 400, "very"},
@@ -257,7 +257,7 @@ func TestAPanicStaysInTheLog(t *testing.T) {
 	if status != 500 || strings.Contains(body, "hunter2") || !strings.Contains(body, "internal error") {
 		t.Errorf("%d %s", status, body)
 	}
-	if log := l.log.String(); !strings.Contains(log, "hunter2") || !strings.Contains(log, "fakes_test.go") {
+	if log := l.log.String(); !strings.Contains(log, "hunter2") || !strings.Contains(log, "fakes_containers_test.go") {
 		t.Errorf("the log does not say what happened where: %s", log)
 	}
 	l.containers.panics = false

@@ -78,7 +78,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 		OSVersion: h.OSVersion, OSType: "linux", Architecture: h.Architecture, IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
 		ServerVersion: h.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
-		LiveRestoreEnabled: true, InitBinary: "sampan-keeper", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: []string{},
+		LiveRestoreEnabled: true, InitBinary: "docker-init", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: []string{},
 		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
 	}
 	for _, c := range a.Containers.List() {

@@ -15,7 +15,10 @@ import (
 )
 
 // volumeAPI serves the volumes of this host.
-type volumeAPI struct{ backend Volumes }
+type volumeAPI struct {
+	backend Volumes
+	events  Events
+}
 
 func (a *volumeAPI) routes() []route {
 	return []route{
@@ -70,9 +73,8 @@ func (a *volumeAPI) create(w *response, r *request) error {
 	switch {
 	case body.ClusterVolumeSpec != nil:
 		return fault.New(fault.NotImplemented, "cluster volumes are not implemented: create the volume on each host, or mount a shared file system")
-	case body.Name != "" && !volumeName.MatchString(body.Name):
-		return fault.New(fault.InvalidArgument, "%q includes invalid characters for a local volume name, only %q are allowed. If you intended to pass a host directory, use absolute path",
-			body.Name, "[a-zA-Z0-9][a-zA-Z0-9_.-]")
+	case body.Name != "" && volume.CheckName(body.Name) != nil:
+		return fault.New(fault.InvalidArgument, "create %s: %w", body.Name, volume.CheckName(body.Name))
 	case body.Driver != "" && body.Driver != "local":
 		return fault.New(fault.NotFound, "error looking up volume plugin %s: plugin %q not found", body.Driver, body.Driver)
 	}
@@ -106,6 +108,7 @@ func (a *volumeAPI) prune(w *response, r *request) error {
 			return err
 		}
 	}
+	tellReclaimed(a.events, "volume", report.SpaceReclaimed)
 	return writeJSON(w, http.StatusOK, report)
 }
 

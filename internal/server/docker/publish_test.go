@@ -1,0 +1,71 @@
+package docker
+
+import (
+	"net/http"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+)
+
+// TestHistoryHasTheSizesOfLayers: an entry has its own layer's size; one that made no layer has none.
+func TestHistoryHasTheSizesOfLayers(t *testing.T) {
+	img := image.Image{LayerSizes: []int64{100, 20}, History: []ocispec.History{{CreatedBy: "base"}, {CreatedBy: "ENV", EmptyLayer: true}, {CreatedBy: "COPY"}}}
+	var got []int64
+	for _, h := range imageHistory(&img) {
+		got = append(got, h.Size)
+	}
+	if want := []int64{20, 0, 100}; !slices.Equal(got, want) {
+		t.Errorf("sizes %v, newest first, want %v", got, want)
+	}
+}
+
+// TestNetworksAreAnnounced: who watches events hears of networks that come and go.
+func TestNetworksAreAnnounced(t *testing.T) {
+	l := newLab(t)
+	c := l.client(t)
+	n, err := c.NetworkCreate(t.Context(), "net1", client.NetworkCreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.NetworkRemove(t.Context(), "net1", client.NetworkRemoveOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	past, _ := l.events.Subscribe(t.Context(), time.Unix(1, 0))
+	var got []string
+	for _, e := range past {
+		if e.ID == n.ID && e.Attrs["name"] == "net1" {
+			got = append(got, e.Type+" "+e.Action)
+		}
+	}
+	if want := []string{"network create", "network destroy"}; !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
+	}
+}
+
+// TestNothingOfTheHostConfigIsDropped: what a request asks of the first process' umask and terminal is in the answer.
+func TestNothingOfTheHostConfigIsDropped(t *testing.T) {
+	l := newLab(t)
+	create := func(hostConfig string) (int, string) {
+		code, _, text := l.do(t, http.MethodPost, "/containers/create?name=c1", "application/json", `{"Image":"app","HostConfig":`+hostConfig+`}`)
+		return code, text
+	}
+	if code, text := create(`{"Umask":1000}`); code != http.StatusBadRequest {
+		t.Errorf("a umask past 0777: %d %s", code, text)
+	}
+	if code, text := create(`{"Umask":23,"ConsoleSize":[30,100]}`); code != http.StatusCreated {
+		t.Fatalf("%d %s", code, text)
+	}
+	got, err := l.client(t).ContainerInspect(t.Context(), "c1", client.ContainerInspectOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := got.Container.HostConfig
+	if h.Umask == nil || *h.Umask != 0o27 || h.ConsoleSize != [2]uint{30, 100} {
+		t.Errorf("umask %v, console %v", h.Umask, h.ConsoleSize)
+	}
+}
