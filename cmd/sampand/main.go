@@ -8,12 +8,16 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/net/http/httpproxy"
 
 	"github.com/sampan-cloud/sampan/internal/node"
 )
@@ -93,6 +97,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.LogDriver, "log-driver", cfg.LogDriver, "log driver of containers that choose none")
 	f.StringToStringVar(&cfg.LogOpts, "log-opt", nil, "option of that log driver")
 	f.StringVar(&cfg.Keeper, "keeper", "", "path of sampan-keeper (default: beside this program)")
+	f.StringVar(&cfg.Init, "init-path", "", "path of sampan-init, which --init puts into containers (default: beside this program)")
 	f.StringVar(&cfg.Failpoints, "failpoint", "", "break on purpose: NAME=fail|kill|stop,…")
 	_ = f.MarkHidden("failpoint")
 	return cmd
@@ -102,6 +107,7 @@ func run(cfg node.Config) error {
 	if os.Getuid() != 0 {
 		return errors.New("not root: namespaces, mounts and networks need root: run it with sudo or as a systemd service")
 	}
+	cfg.Proxy = takeProxy()
 	level := new(slog.LevelVar)
 	if cfg.Debug {
 		cfg.LogLevel = "debug"
@@ -117,4 +123,15 @@ func run(cfg node.Config) error {
 		return err
 	}
 	return n.Run(ctx)
+}
+
+// takeProxy reads the proxy for registries from the environment and removes it there: hosts of a cluster speak to each
+// other directly, and some libraries would take it for that too.
+func takeProxy() func(*http.Request) (*url.URL, error) {
+	choose := httpproxy.FromEnvironment().ProxyFunc()
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"} {
+		_ = os.Unsetenv(name)
+		_ = os.Unsetenv(strings.ToLower(name))
+	}
+	return func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
 }

@@ -162,7 +162,13 @@ func hostsLines(sb *sandbox) []string {
 					continue
 				}
 				names := sb.Spec.Hostname
-				if short, _, ok := strings.Cut(names, "."); ok {
+				if sb.Spec.Domain != "" {
+					names += "." + sb.Spec.Domain
+				}
+				switch short, _, ok := strings.Cut(names, "."); {
+				case sb.Spec.Domain != "":
+					names += " " + sb.Spec.Hostname
+				case ok:
 					names += " " + short
 				}
 				out = append(out, p.Addr().String()+"\t"+names)

@@ -70,6 +70,7 @@ type SandboxSpec struct {
 	ID        string // the container's ID for a container
 	Owner     string // the container's name: its DNS name where the network offers one
 	Hostname  string
+	Domain    string // of the hostname; empty: it has none, or has it in it
 	Endpoints []EndpointSpec
 	Ports     []PortBinding // published by a bridge network
 	DNS       []netip.Addr  // replaces the host's upstream servers

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -39,9 +41,12 @@ type Config struct {
 	LogDriver    string
 	LogOpts      map[string]string
 	Keeper       string // path of sampan-keeper, "" for the one beside this program
-	Failpoints   string // for test hosts: NAME=ACTION,…
-	Version      string
-	Commit       string
+	Init         string // path of sampan-init, "" for the one beside this program
+	// Proxy chooses the proxy that a registry is reached by; nil: none.
+	Proxy      func(*http.Request) (*url.URL, error)
+	Failpoints string // for test hosts: NAME=ACTION,…
+	Version    string
+	Commit     string
 }
 
 // AddressPool is a pool of subnets: Base is cut into subnets of Size bits.
@@ -178,6 +183,7 @@ type configFile struct {
 	TLSCert      *string           `json:"tlscert"`
 	TLSKey       *string           `json:"tlskey"`
 	LogDriver    *string           `json:"log-driver"`
+	Init         *string           `json:"init-path"`
 	LogOpts      map[string]string `json:"log-opts"`
 	Pools        []struct {
 		Base string `json:"base"`
@@ -235,6 +241,7 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	set(&c.TLSCert, f.TLSCert)
 	set(&c.TLSKey, f.TLSKey)
 	set(&c.LogDriver, f.LogDriver)
+	set(&c.Init, f.Init)
 	if f.Hosts != nil {
 		c.Hosts = f.Hosts
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -63,9 +64,19 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error)
 		return nil, err
 	}
 	n.onClose(func() error { release(); return nil })
-	for _, dir := range []string{cfg.DataRoot, cfg.ExecRoot} {
-		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("folder %s: %w: choose another with --data-root or --exec-root", dir, err)
+	for _, dir := range [][2]string{{"--data-root", cfg.DataRoot}, {"--exec-root", cfg.ExecRoot}} {
+		if err := os.MkdirAll(dir[1], 0o711); err != nil {
+			return nil, fmt.Errorf("folder %s: %w: choose another with %s", dir[1], err, dir[0])
+		}
+		release, err := lockFolder(dir[0], dir[1])
+		if err != nil {
+			return nil, err
+		}
+		n.onClose(func() error { release(); return nil })
+	}
+	if cfg.Init != "" {
+		if _, err := os.Stat(cfg.Init); err != nil {
+			return nil, fmt.Errorf("--init-path: %w", err)
 		}
 	}
 	id, err := hostID(cfg.DataRoot)
@@ -99,7 +110,7 @@ func (n *Node) openStores(ctx context.Context) error {
 	})
 	wg.Go(func() {
 		n.images, errs[1] = image.Open(image.Config{Root: filepath.Join(n.cfg.DataRoot, "image"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "image"),
-			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, Logger: n.log})
+			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, Proxy: n.cfg.Proxy, Logger: n.log})
 	})
 	wg.Go(func() { n.volumes, errs[2] = volume.Open(filepath.Join(n.cfg.DataRoot, "volumes")) })
 	wg.Wait()
@@ -128,11 +139,14 @@ func (n *Node) startContainers(ctx context.Context) error {
 		return err
 	}
 	n.onClose(n.networks.Close)
+	n.volumes.Notify(func(action string, v volume.Volume) {
+		n.bus.Publish(events.Event{Type: "volume", Action: action, ID: v.Name, Attrs: map[string]string{"driver": v.Driver}})
+	})
 	adapter := &sandboxes{networks: n.networks, attach: n.agents.attach, detach: n.agents.detach, find: n.findNetwork}
 	n.containers, err = container.New(container.ManagerConfig{
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
-		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus,
+		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus, InitPath: findInit(n.cfg.Init),
 	})
 	if err != nil {
 		return err
@@ -217,6 +231,25 @@ func (n *Node) ownSubnets() []netip.Prefix {
 		}
 	}
 	return all
+}
+
+// findInit returns the program of --init: the configured one, or that beside this program or in the PATH; "" if there is
+// none.
+func findInit(configured string) string {
+	if configured != "" {
+		return configured
+	}
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "sampan-init")
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	path, err := exec.LookPath("sampan-init")
+	if err != nil {
+		return ""
+	}
+	return path
 }
 
 // hostID is the host's own random ID, made at the first start.

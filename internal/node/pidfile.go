@@ -40,3 +40,20 @@ func lockPidFile(path string) (release func(), err error) {
 		_ = f.Close()
 	}, nil
 }
+
+// lockFolder holds a lock on a folder until release: a second daemon that is started with a pidfile of its own would
+// take the containers it finds there for leftovers.
+func lockFolder(flag, dir string) (release func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("%s %s is in use by another sampand: stop it, or give this one its own --pidfile, --data-root, --exec-root and --host", flag, dir)
+		}
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { _ = f.Close() }, nil
+}

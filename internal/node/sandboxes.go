@@ -31,7 +31,7 @@ type sandboxes struct {
 func (s *sandboxes) Attach(ctx context.Context, c container.Container) (container.Attachment, error) {
 	mode := modeOf(c.Config)
 	spec := network.SandboxSpec{
-		ID: c.ID, Owner: c.Config.Name, Hostname: c.Config.Hostname, Search: c.Config.Host.DNSSearch,
+		ID: c.ID, Owner: c.Config.Name, Hostname: c.Config.Hostname, Domain: c.Config.Domainname, Search: c.Config.Host.DNSSearch,
 		Options: c.Config.Host.DNSOptions, Sysctls: netSysctls(c.Config.Host.Sysctls), Links: map[string][]netip.Addr{},
 	}
 	switch {
@@ -122,6 +122,14 @@ func (s *sandboxes) Disconnect(ctx context.Context, id, name string) error {
 	}
 	if n.Scope == network.ScopeSwarm && s.detach != nil {
 		s.detach(ctx, id, n.ID)
+	}
+	return nil
+}
+
+// ResolvConf is what the container's resolv.conf should be now.
+func (s *sandboxes) ResolvConf(id string) []byte {
+	if sb, ok := s.networks.Sandbox(id); ok {
+		return sb.ResolvConf
 	}
 	return nil
 }

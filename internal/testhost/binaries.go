@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// Binaries is the folder with sampand, sampan and sampan-keeper.
+// Binaries is the folder with sampand, sampan, sampan-keeper and sampan-init.
 type Binaries string
 
 // Path returns the path of one program.
@@ -49,6 +49,12 @@ func FindBinaries(ctx context.Context, dir string) (Binaries, error) {
 		cmd.Dir = root
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			errBuild = fmt.Errorf("build the programs: %w\n%s", err, msg)
+			return
+		}
+		init := exec.CommandContext(ctx, "gcc", "-static", "-Os", "-s", "-o", filepath.Join(out, "sampan-init"), "cmd/sampan-init/init.c")
+		init.Dir = root
+		if msg, err := init.CombinedOutput(); err != nil {
+			errBuild = fmt.Errorf("build sampan-init: %w\n%s", err, msg)
 			return
 		}
 		built = Binaries(out)

@@ -29,7 +29,7 @@ func (m *Manager) StatPath(ctx context.Context, id, name string) (PathStat, erro
 		st, err = statInRoot(root, name)
 		return err
 	})
-	return st, pathError(err, c, name)
+	return st, pathError(err, id, name)
 }
 
 // CopyFrom returns a path of a container as a tar archive, whose entries begin with the path's last element.
@@ -63,7 +63,7 @@ func (m *Manager) CopyFrom(ctx context.Context, id, name string) (io.ReadCloser,
 			defer from.Close()
 			return writeTar(work, w, from, base, entry, false)
 		})
-		_ = w.CloseWithError(pathError(err, c, name))
+		_ = w.CloseWithError(pathError(err, id, name))
 		done <- err
 	}()
 	select {
@@ -78,7 +78,7 @@ func (m *Manager) CopyFrom(ctx context.Context, id, name string) (io.ReadCloser,
 		default:
 		}
 		_ = r.Close()
-		return nil, PathStat{}, pathError(err, c, name)
+		return nil, PathStat{}, pathError(err, id, name)
 	}
 }
 
@@ -118,7 +118,7 @@ func (m *Manager) CopyTo(ctx context.Context, id, name string, archive io.Reader
 		return x.run(ctx, archive)
 	})
 	if err != nil {
-		return pathError(err, c, name)
+		return pathError(err, id, name)
 	}
 	m.event(&snap, "extract-to-dir")
 	return nil
@@ -142,18 +142,18 @@ func writable(c *Container, name string) error {
 	return nil
 }
 
-// pathError puts an error about a path into the words that clients know.
-func pathError(err error, c *ctr, name string) error {
+// pathError puts an error about a path of a container, named as the user did, into the words that clients know.
+func pathError(err error, ref, name string) error {
 	var kind *fault.Error
 	switch {
 	case err == nil || errors.As(err, &kind):
 		return err
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
-		return fault.New(fault.NotFound, "Could not find the file %s in container %s", name, c.id)
+		return fault.New(fault.NotFound, "Could not find the file %s in container %s", name, ref)
 	case errors.Is(err, unix.EROFS):
-		return fault.New(fault.Forbidden, "%s in container %s is on a read-only file system", name, short(c.id))
+		return fault.New(fault.Forbidden, "%s in container %s is on a read-only file system", name, ref)
 	case errors.Is(err, unix.ELOOP):
-		return fault.New(fault.InvalidArgument, "%s in container %s: too many levels of symbolic links", name, short(c.id))
+		return fault.New(fault.InvalidArgument, "%s in container %s: too many levels of symbolic links", name, ref)
 	}
 	return err
 }

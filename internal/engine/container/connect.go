@@ -37,6 +37,7 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		return fault.New(fault.Forbidden, "endpoint with name %s already exists in network %s", c.rec.Config.Name, name)
 	}
 	if c.rec.State.Running && !c.rec.State.Restarting {
+		before := m.Networks.ResolvConf(c.id)
 		ep, err := m.Networks.Connect(ctx, c.id, netID, e)
 		if err != nil {
 			return err
@@ -52,8 +53,11 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		eps[ep.NetworkName] = ep
 		c.rec.Networks.Endpoints = eps
 		m.networkEvents(&Container{ID: c.id, Networks: Attachment{Endpoints: map[string]Endpoint{name: ep}}}, "connect")
-		if err := m.editHosts(c, "", ownHosts(c.rec.Config.Hostname, ep)); err != nil {
+		if err := m.editHosts(c, "", ownHosts(&c.rec.Config, ep)); err != nil {
 			m.log.Warn("hosts file of a connected container", "container", c.id, "error", err)
+		}
+		if err := m.editResolvConf(c, before); err != nil {
+			m.log.Warn("resolv.conf of a connected container", "container", c.id, "error", err)
 		}
 	}
 	wanted := maps.Clone(c.rec.Config.Network.Endpoints)
@@ -102,6 +106,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 		return fault.New(fault.Forbidden, "container %s is not connected to the network %s", c.id, name)
 	}
 	if c.rec.State.Running && !c.rec.State.Restarting {
+		before := m.Networks.ResolvConf(c.id)
 		if err := m.Networks.Disconnect(ctx, c.id, netID); err != nil && !force {
 			return err
 		}
@@ -111,6 +116,9 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 			if err := m.editHosts(c, gone.IPv4.Addr().String(), ""); err != nil {
 				m.log.Warn("hosts file of a disconnected container", "container", c.id, "error", err)
 			}
+		}
+		if err := m.editResolvConf(c, before); err != nil {
+			m.log.Warn("resolv.conf of a disconnected container", "container", c.id, "error", err)
 		}
 	}
 	eps := maps.Clone(c.rec.Networks.Endpoints)
@@ -162,7 +170,11 @@ func (m *Manager) sameNetwork(ref, netID, name string) bool {
 	return err == nil && id == netID
 }
 
-func ownHosts(hostname string, e Endpoint) string {
+func ownHosts(cfg *Config, e Endpoint) string {
+	hostname := cfg.Hostname
+	if cfg.Domainname != "" {
+		hostname += "." + cfg.Domainname + " " + hostname
+	}
 	var b strings.Builder
 	if e.IPv4.IsValid() {
 		b.WriteString(e.IPv4.Addr().String() + "\t" + hostname + "\n")
@@ -171,6 +183,20 @@ func ownHosts(hostname string, e Endpoint) string {
 		b.WriteString(e.IPv6.Addr().String() + "\t" + hostname + "\n")
 	}
 	return b.String()
+}
+
+// editResolvConf gives the container the resolv.conf of the networks it is on now, if it still has what it had before:
+// what was written into it from inside the container stays.
+func (m *Manager) editResolvConf(c *ctr, before []byte) error {
+	now := m.Networks.ResolvConf(c.id)
+	if now == nil || bytes.Equal(now, before) {
+		return nil
+	}
+	old, err := os.ReadFile(c.rec.ResolvConfPath)
+	if err != nil || !bytes.Equal(old, before) {
+		return err
+	}
+	return overwrite(c.rec.ResolvConfPath, now)
 }
 
 // editHosts removes the lines of an address from the container's hosts file and adds others, in place.

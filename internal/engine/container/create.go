@@ -159,7 +159,8 @@ func (m *Manager) checkJoins(cfg *Config) error {
 		}
 		other, err := m.find(ref)
 		if err != nil {
-			return err
+			// Not 404: that tells clients of a missing image, and they pull it.
+			return fault.As(fault.InvalidArgument, err)
 		}
 		*mode = "container:" + other.id
 	}

@@ -60,6 +60,8 @@ type Networks interface {
 	// Connect and Disconnect change a running container's endpoints.
 	Connect(ctx context.Context, id, network string, e EndpointConfig) (Endpoint, error)
 	Disconnect(ctx context.Context, id, network string) error
+	// ResolvConf is what a running container's /etc/resolv.conf should be on the networks it is on now; nil: not known.
+	ResolvConf(id string) []byte
 	// ResolveNetwork finds a network by ID, name or unique ID prefix.
 	ResolveNetwork(nameOrID string) (id, name string, err error)
 }

@@ -139,7 +139,11 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, siz
 
 	st, err := m.runExec(ctx, e, c, size)
 	if err != nil {
-		e.ended(startExitCode(err))
+		code := startExitCode(err)
+		if code == startFailed { // a shell's word for "found and not run"
+			code = 126
+		}
+		e.ended(code)
 		return errorf("exec failed: %w", err)
 	}
 	e.mu.Lock()
@@ -189,6 +193,7 @@ func (m *Manager) execProcess(c *Container, cfg *ExecConfig, size [2]uint16) (*s
 	if cfg.Privileged {
 		p.Capabilities = capSet(m.host.caps)
 	}
+	p.ConsoleSize = nil
 	if cfg.Tty && size[0] > 0 && size[1] > 0 {
 		p.ConsoleSize = &specs.Box{Height: uint(size[0]), Width: uint(size[1])}
 	}

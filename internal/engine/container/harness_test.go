@@ -495,6 +495,8 @@ func (n *nsNetworks) Connect(_ context.Context, _, network string, e EndpointCon
 	return Endpoint{Config: e, NetworkID: network, NetworkName: "other", IPv4: netip.MustParsePrefix("172.31.0.2/16")}, nil
 }
 
+func (n *nsNetworks) ResolvConf(string) []byte { return nil }
+
 func (n *nsNetworks) Disconnect(context.Context, string, string) error { return nil }
 
 func (n *nsNetworks) ResolveNetwork(ref string) (id, name string, err error) {

@@ -271,7 +271,7 @@ func TestJoinNamespaces(t *testing.T) {
 	if err := b.m.Start(t.Context(), late); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "non running container") {
 		t.Errorf("joining a stopped one: %v", err)
 	}
-	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{NetworkMode: "container:nosuch"}}, ""); !fault.Is(err, fault.NotFound) {
+	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{NetworkMode: "container:nosuch"}}, ""); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "No such container: nosuch") {
 		t.Errorf("joining nobody: %v", err)
 	}
 }

@@ -64,6 +64,9 @@ func New(cfg ManagerConfig) (*Manager, error) {
 	if cfg.DefaultLog.Driver == "" {
 		cfg.DefaultLog.Driver = "json-file"
 	}
+	if _, err := logSpec(cfg.DefaultLog, ""); err != nil {
+		return nil, fmt.Errorf("log driver of containers that choose none: %w", err)
+	}
 	for _, d := range []string{cfg.Root, cfg.execDir()} {
 		if err := os.MkdirAll(d, 0o710); err != nil {
 			return nil, fmt.Errorf("container folder: %w", err)

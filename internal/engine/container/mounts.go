@@ -154,7 +154,7 @@ func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) err
 	}
 	other, err := m.find(ref)
 	if err != nil {
-		return err
+		return fault.As(fault.InvalidArgument, err) // not 404, see checkJoins
 	}
 	other.mu.Lock()
 	defer other.mu.Unlock()

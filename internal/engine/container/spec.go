@@ -54,7 +54,7 @@ func (h *host) buildSpec(c *Container, l *launch, cgroupParent string) (*specs.S
 		Domainname:  cfg.Domainname,
 		Annotations: hc.Annotations,
 		Linux: &specs.Linux{
-			CgroupsPath:       path.Join(firstNonEmpty(hc.CgroupParent, cgroupParent), c.ID),
+			CgroupsPath:       path.Join("/", firstNonEmpty(hc.CgroupParent, cgroupParent), c.ID),
 			MaskedPaths:       h.masked,
 			ReadonlyPaths:     defaultReadonly,
 			Sysctl:            map[string]string{},
@@ -110,6 +110,10 @@ func (h *host) process(c *Container, user specs.User, sec security) (*specs.Proc
 		Capabilities:    capSet(caps),
 		Rlimits:         h.rlimits(hc.Ulimits),
 		NoNewPrivileges: sec.noNewPrivileges,
+	}
+	p.User.Umask = hc.Umask
+	if s := hc.ConsoleSize; cfg.Tty && s[0] > 0 && s[1] > 0 {
+		p.ConsoleSize = &specs.Box{Height: uint(s[0]), Width: uint(s[1])}
 	}
 	score := h.oomScoreAdj(hc.OOMScoreAdj)
 	p.OOMScoreAdj = &score

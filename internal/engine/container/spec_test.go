@@ -251,6 +251,7 @@ func TestValidate(t *testing.T) {
 		"Interval in Healthcheck cannot be less": {Health: &Health{Interval: 1}},
 		"Unknown healthcheck type":               {Health: &Health{Test: []string{"curl"}}},
 		"invalid device cgroup rule":             {Host: HostConfig{DeviceRules: []string{"x 1:1 r"}}},
+		"--storage-opt is not supported":         {Host: HostConfig{StorageOpt: map[string]string{"size": "1G"}}},
 		"invalid cgroup parent":                  {Host: HostConfig{CgroupParent: "../up"}},
 		"unknown or invalid runtime name: kata":  {Host: HostConfig{Runtime: "kata"}},
 	} {

@@ -3,6 +3,7 @@ package container
 import (
 	"bytes"
 	"context"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -94,6 +95,11 @@ func parsePS(out []byte, pids []int) (titles []string, processes [][]string, err
 // ownTop stands in for a host that has no ps: its most used columns.
 func (m *Manager) ownTop(c *Container, pids []int, psArgs string, cause error) ([]string, [][]string, error) {
 	if psArgs != "-ef" && psArgs != "aux" {
+		if e, ok := errors.AsType[*exec.ExitError](cause); ok {
+			if line, _, _ := strings.Cut(strings.TrimSpace(string(e.Stderr)), "\n"); line != "" {
+				return nil, nil, fault.New(fault.InvalidArgument, "ps: %s", line)
+			}
+		}
 		return nil, nil, fault.New(fault.FailedPrecondition, "ps %s: %w", psArgs, cause)
 	}
 	titles := []string{"UID", "PID", "PPID", "CMD"}

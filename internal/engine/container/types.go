@@ -104,6 +104,8 @@ type HostConfig struct {
 	Annotations     map[string]string
 	Log             LogConfig
 	ContainerIDFile string
+	ConsoleSize     [2]uint16 // rows and columns that a terminal begins with; zero: unset
+	Umask           *uint32   // of the first process; nil: 022
 
 	DNS        []string
 	DNSSearch  []string

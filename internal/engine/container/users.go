@@ -29,7 +29,7 @@ func lookupUser(rootfs, name string, addGroups []string) (specs.User, error) {
 	}
 	u, err := user.GetExecUser(name, nil, bytes.NewReader(passwd), bytes.NewReader(group))
 	if err != nil {
-		return specs.User{}, fault.New(fault.InvalidArgument, "unable to find user %s: %w", name, err)
+		return specs.User{}, fault.New(fault.InvalidArgument, "%w", err)
 	}
 	out := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid), AdditionalGids: []uint32{uint32(u.Gid)}}
 	groups := u.Sgids

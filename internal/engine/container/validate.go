@@ -110,8 +110,11 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	if r := h.Runtime; r != "" && r != "runc" && r != "io.containerd.runc.v2" {
 		return nil, bad("unknown or invalid runtime name: %s", r)
 	}
-	if p := h.CgroupParent; p != "" && (!path.IsAbs(p) || path.Clean(p) == "/" || strings.Contains(p, "..")) {
-		return nil, bad("invalid cgroup parent %q: want an absolute path below the root of the hierarchy", p)
+	if p := h.CgroupParent; p != "" && (path.Clean("/"+p) == "/" || strings.Contains(p, "..")) {
+		return nil, bad("invalid cgroup parent %q: want a path below the root of the hierarchy", p)
+	}
+	if len(h.StorageOpt) > 0 {
+		return nil, bad("--storage-opt is not supported: the size of containers' root file systems is not limited")
 	}
 	h.Log = mergeLog(m.DefaultLog, h.Log)
 	if _, err := logSpec(h.Log, ""); err != nil {
