@@ -71,6 +71,8 @@ type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
 	List(ctx context.Context) ([]image.Image, error)
 	Pull(ctx context.Context, ref, platform string, auth image.Auth, progress func(image.Progress)) (image.Image, error)
+	// Tags returns the tags that a registry has of a repository.
+	Tags(ctx context.Context, repository string, auth image.Auth) ([]string, error)
 	Push(ctx context.Context, ref string, auth image.Auth, progress func(image.Progress)) error
 	Load(ctx context.Context, r io.Reader, progress func(image.Progress)) ([]image.Image, error)
 	Save(ctx context.Context, refs []string, w io.Writer) error

@@ -19,6 +19,7 @@ type fakeImages struct {
 	mu     sync.Mutex
 	all    map[string]image.Image // by name
 	pulled string
+	pulls  []string
 	auth   image.Auth
 	err    error // of pull, after some progress
 }
@@ -44,13 +45,16 @@ func (f *fakeImages) List(context.Context) (out []image.Image, err error) {
 	return out, nil
 }
 func (f *fakeImages) Pull(_ context.Context, ref, _ string, auth image.Auth, progress func(image.Progress)) (image.Image, error) {
-	f.pulled, f.auth = ref, auth
+	f.pulled, f.auth, f.pulls = ref, auth, append(f.pulls, ref)
 	if strings.Contains(ref, "nosuch") {
 		return image.Image{}, fault.New(fault.NotFound, "pull access denied for nosuch")
 	}
 	progress(image.Progress{ID: "latest", Status: "Pulling from library/x"})
 	progress(image.Progress{ID: "abc", Status: "Downloading", Current: 5, Total: 10})
 	return image.Image{}, f.err
+}
+func (f *fakeImages) Tags(context.Context, string, image.Auth) ([]string, error) {
+	return []string{"1", "2"}, nil
 }
 func (f *fakeImages) Push(_ context.Context, ref string, _ image.Auth, progress func(image.Progress)) error {
 	progress(image.Progress{Status: "The push refers to repository [" + ref + "]", Aux: map[string]string{"Digest": "sha256:1"}})

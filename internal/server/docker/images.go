@@ -186,13 +186,46 @@ func (a *imageAPI) pull(w *response, r *request, from, platform string) error {
 	if err != nil {
 		return err
 	}
+	refs := []string{ref}
+	if r.query.Get("tag") == "" && untagged(from) {
+		if refs, err = a.everyTag(r, from); err != nil {
+			return err
+		}
+	}
 	out := newProgressStream(w)
-	img, err := a.backend.Pull(r.Context(), ref, platform, registryAuth(r), out.progress)
-	if err == nil {
+	for _, ref := range refs {
+		img, err := a.backend.Pull(r.Context(), ref, platform, registryAuth(r), out.progress)
+		if err != nil {
+			return out.done(err)
+		}
 		familiar := familiarName(ref)
 		tell(a.events, "image", "pull", familiar, "name", bareName(familiar), "imageID", img.ID)
 	}
-	return out.done(err)
+	return out.done(nil)
+}
+
+// untagged reports whether a name is a repository's alone, which stands for all its tags.
+func untagged(name string) bool {
+	named, err := reference.ParseNormalizedNamed(name)
+	return err == nil && reference.IsNameOnly(named)
+}
+
+// everyTag returns the names of all images that a registry has of a repository.
+func (a *imageAPI) everyTag(r *request, repository string) ([]string, error) {
+	tags, err := a.backend.Tags(r.Context(), repository, registryAuth(r))
+	if err != nil {
+		return nil, err
+	}
+	if len(tags) == 0 {
+		return nil, fault.New(fault.NotFound, "repository %s has no tags", repository)
+	}
+	refs := make([]string, len(tags))
+	for i, tag := range tags {
+		if refs[i], err = pullReference(repository, tag); err != nil {
+			return nil, err
+		}
+	}
+	return refs, nil
 }
 
 // pullReference joins a name and a tag, which may be a digest.
@@ -337,13 +370,42 @@ func (a *imageAPI) push(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	refs := []string{ref}
+	if r.query.Get("tag") == "" && untagged(r.PathValue("name")) {
+		if refs, err = a.everyLocalTag(r); err != nil {
+			return err
+		}
+	}
 	out := newProgressStream(w)
-	err = a.backend.Push(r.Context(), ref, registryAuth(r), out.progress)
-	if err == nil {
+	for _, ref := range refs {
+		if err := a.backend.Push(r.Context(), ref, registryAuth(r), out.progress); err != nil {
+			return out.done(err)
+		}
 		familiar := familiarName(ref)
 		tell(a.events, "image", "push", familiar, "name", bareName(familiar))
 	}
-	return out.done(err)
+	return out.done(nil)
+}
+
+// everyLocalTag returns the names of all images that this host has of the repository in the path.
+func (a *imageAPI) everyLocalTag(r *request) ([]string, error) {
+	images, err := a.backend.List(r.Context())
+	if err != nil {
+		return nil, err
+	}
+	name, refs := bareName(r.PathValue("name")), []string(nil)
+	for _, img := range images {
+		for _, tag := range img.RepoTags {
+			if bareName(tag) == name {
+				refs = append(refs, tag)
+			}
+		}
+	}
+	if len(refs) == 0 {
+		return nil, fault.New(fault.NotFound, "An image does not exist locally with the tag: %s", name)
+	}
+	slices.Sort(refs)
+	return refs, nil
 }
 
 func (a *imageAPI) tag(w *response, r *request) error {

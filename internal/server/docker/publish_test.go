@@ -69,3 +69,22 @@ func TestNothingOfTheHostConfigIsDropped(t *testing.T) {
 		t.Errorf("umask %v, console %v", h.Umask, h.ConsoleSize)
 	}
 }
+
+// TestPullOfEveryTag: without a tag, a repository's name stands for all its tags.
+func TestPullOfEveryTag(t *testing.T) {
+	l := newLab(t)
+	for query, want := range map[string][]string{
+		"fromImage=r.example/app":              {"r.example/app:1", "r.example/app:2"},
+		"fromImage=r.example/app&tag=1":        {"r.example/app:1"},
+		"fromImage=r.example/app:3":            {"r.example/app:3"},
+		"fromImage=r.example/app:3&tag=latest": {"r.example/app:latest"},
+	} {
+		l.images.pulls = nil
+		if code, _, text := l.do(t, http.MethodPost, "/images/create?"+query, "", ""); code != http.StatusOK {
+			t.Fatalf("%s: %d %s", query, code, text)
+		}
+		if !slices.Equal(l.images.pulls, want) {
+			t.Errorf("%s: pulled %q, want %q", query, l.images.pulls, want)
+		}
+	}
+}
