@@ -248,13 +248,17 @@ func (a *Agent) beat(ctx context.Context, link Link, start *rpc.SessionStart) er
 	heard := time.Now()
 	for {
 		bctx, cancel := context.WithTimeout(ctx, max(beatTimeout, period))
-		_, err := link.Heartbeats.Heartbeat(bctx, &rpc.HeartbeatRequest{Session: start.GetSession()})
+		resp, err := link.Heartbeats.Heartbeat(bctx, &rpc.HeartbeatRequest{Session: start.GetSession()})
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		if err == nil {
 			heard = time.Now()
+			if p := time.Duration(resp.GetPeriod()); p > 0 && p != period {
+				period = p
+				ticker.Reset(period)
+			}
 		} else if kind := fault.KindOf(rpc.FromStatus(err)); kind == fault.NotFound || isRedirect(err) {
 			return err // the session is over
 		} else if time.Since(heard) > max(silence, 3*period) {

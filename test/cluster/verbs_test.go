@@ -161,3 +161,20 @@ func TestQuorumLost(t *testing.T) {
 		t.Errorf("%s managers after starting over, want 1", managers)
 	}
 }
+
+// TestHeartbeatPeriodChanges: a cluster whose heartbeat period is made longer and shorter again declares nobody down.
+func TestHeartbeatPeriodChanges(t *testing.T) {
+	l := Cluster(t, 2, 1)
+	h := l.Hosts[0]
+	service(t, h, "web", 2)
+	for _, period := range []string{"4s", "5s"} { // the second is Docker's default, which stands for Sampan's
+		Docker(t, h, "swarm", "update", "--dispatcher-heartbeat", period)
+		Docker(t, h, "service", "update", "--label-add", "period="+period, "web") // which waits for five seconds
+	}
+	if out := Docker(t, h, "node", "ls", "--format", "{{.Status}}"); out != "Ready\nReady" {
+		t.Errorf("nodes are %q", out)
+	}
+	if log, err := os.ReadFile(h.LogPath()); err != nil || strings.Contains(string(log), "counts as down") {
+		t.Errorf("a node was declared down (%v):\n%s", err, h.LogTail(20))
+	}
+}

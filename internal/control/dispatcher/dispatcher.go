@@ -100,12 +100,13 @@ func (d *Dispatcher) Run(ctx context.Context, previous string) error {
 	t := &term{
 		id: cloud.NewID(), ctx: ctx, store: d.cfg.Store, logger: d.cfg.Logger,
 		model: newModel(), sessions: map[string]*session{}, changed: make(chan struct{}),
-		clock: newClock(), logs: newLogBroker(), wake: make(chan struct{}, 1),
+		clock: newClock(HeartbeatPeriod), logs: newLogBroker(), wake: make(chan struct{}, 1),
 	}
 	t.status = newStatusWriter(t.store, t.logger)
 	events := t.store.Watch(ctx, t.model.load,
 		cloud.KindTask, cloud.KindNode, cloud.KindNetwork, cloud.KindService, cloud.KindSecret, cloud.KindConfig,
 		cloud.KindAttachment, cloud.KindCluster)
+	t.clock.period = t.model.heartbeatPeriod()
 	for id, n := range t.model.nodes {
 		switch {
 		case n.Status.State == cloud.NodeDown:

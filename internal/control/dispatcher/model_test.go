@@ -303,25 +303,50 @@ func TestDeadTaskIsOutInTheVeryNextPush(t *testing.T) {
 }
 
 func TestClockForgivesTheLeadersOwnStalls(t *testing.T) {
-	c := newClock()
+	c := newClock(HeartbeatPeriod)
 	c.meet("n1")
-	if silent := c.advance(10*time.Minute, downAfter); len(silent) != 0 {
+	if silent := c.advance(10*time.Minute, HeartbeatPeriod); len(silent) != 0 {
 		t.Error("a leader that stood still for ten minutes calls a node silent")
 	}
 	for range 19 { // each tick comes twice as late as it should
-		if silent := c.advance(2*tick, downAfter); len(silent) != 0 {
+		if silent := c.advance(2*tick, HeartbeatPeriod); len(silent) != 0 {
 			t.Fatal("lateness counts as silence")
 		}
 	}
 	var silent []string
 	for range 12 {
-		silent = append(silent, c.advance(tick, downAfter)...)
+		silent = append(silent, c.advance(tick, HeartbeatPeriod)...)
 	}
 	if !slices.Equal(silent, []string{"n1"}) {
 		t.Errorf("silent: %v, want n1 once", silent)
 	}
 	c.open("n1", "s2")
-	if c.beat("n1", "s1") || !c.beat("n1", "s2") {
-		t.Error("heartbeats of another session count, or those of this one do not")
+	if _, ok := c.beat("n1", "s1"); ok {
+		t.Error("heartbeats of another session count")
+	}
+	if _, ok := c.beat("n1", "s2"); !ok {
+		t.Error("heartbeats of this session do not count")
+	}
+}
+
+// TestAShorterPeriodDeclaresNobodyDown: a node keeps to the period that it was told until it hears of the new one.
+func TestAShorterPeriodDeclaresNobodyDown(t *testing.T) {
+	const long = 20 * time.Second
+	c := newClock(long)
+	c.open("n1", "s")
+	for range long / tick {
+		if silent := c.advance(tick, HeartbeatPeriod); len(silent) != 0 {
+			t.Fatal("silent although its next heartbeat is not due yet")
+		}
+	}
+	if period, ok := c.beat("n1", "s"); !ok || period != HeartbeatPeriod {
+		t.Errorf("is told the period %v, %v", period, ok)
+	}
+	var silent []string
+	for range 2 * downAfter / tick {
+		silent = append(silent, c.advance(tick, HeartbeatPeriod)...)
+	}
+	if !slices.Equal(silent, []string{"n1"}) {
+		t.Errorf("silent after it was told the short period: %v, want n1", silent)
 	}
 }

@@ -26,8 +26,7 @@ func (t *term) keepNodes() {
 		case <-ticker.C:
 		}
 		now := time.Now()
-		limit := max(downAfter, 3*t.period())
-		for _, node := range t.clock.advance(now.Sub(last), limit) {
+		for _, node := range t.clock.advance(now.Sub(last), t.period()) {
 			t.declareDown(node)
 		}
 		last = now
@@ -98,8 +97,9 @@ func (d *Dispatcher) Heartbeat(ctx context.Context, r *rpc.HeartbeatRequest) (*r
 	if err != nil {
 		return nil, err
 	}
-	if !t.clock.beat(node, r.GetSession()) {
+	period, ok := t.clock.beat(node, r.GetSession())
+	if !ok {
 		return nil, fault.New(fault.NotFound, "session %q is not open: begin a new one", r.GetSession())
 	}
-	return &rpc.HeartbeatResponse{}, nil
+	return &rpc.HeartbeatResponse{Period: int64(period)}, nil
 }
