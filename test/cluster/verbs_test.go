@@ -178,3 +178,46 @@ func TestHeartbeatPeriodChanges(t *testing.T) {
 		t.Errorf("a node was declared down (%v):\n%s", err, h.LogTail(20))
 	}
 }
+
+// TestLeaderCutOff: the leading manager is cut off. Its side leads no more and says so, the others go on, and after the
+// cable is back there is one truth. How long it took until the replicas answered again is logged.
+func TestLeaderCutOff(t *testing.T) {
+	l := Cluster(t, 3, 3)
+	cut, h := l.Hosts[0], l.Hosts[1]
+	Docker(t, cut, "network", "create", "-d", "overlay", "n")
+	service(t, cut, "web", 6, "--network", "n", "--publish", "8080:8080")
+	began := time.Now()
+	if err := cut.Cut(); err != nil {
+		t.Fatal(err)
+	}
+	answers(t, l.Client, fmt.Sprintf("http://%s:8080", h.Addr), 4)
+	running(t, h, "web", 6, cut)
+	t.Logf("six tasks run elsewhere %v after the cut", time.Since(began).Round(10*time.Millisecond))
+	Refused(t, cut, []string{"does not have a leader"}, "service", "scale", "-d", "web=9")
+	if out := Docker(t, cut, "node", "ls", "--format", "{{.ManagerStatus}}"); strings.Contains(out, "Leader") {
+		t.Errorf("on the side that was cut off somebody leads:\n%s", out)
+	}
+	Docker(t, h, "service", "scale", "-d", "web=5")
+	running(t, h, "web", 5, cut)
+	if err := cut.Heal(); err != nil {
+		t.Fatal(err)
+	}
+	status(t, h, cut, "Ready")
+	Eventually(t, 30*time.Second, "one truth", func(ctx context.Context) error {
+		containers := 0
+		for _, host := range l.Hosts {
+			if out, err := host.Docker(ctx, "service", "ls", "--format", "{{.Replicas}}"); err != nil || out != "5/5" {
+				return fmt.Errorf("%s: %s %w", host.Name, out, err)
+			}
+			out, err := host.Docker(ctx, "ps", "-q")
+			if err != nil {
+				return err
+			}
+			containers += len(strings.Fields(out))
+		}
+		if containers != 5 {
+			return fmt.Errorf("%d containers", containers)
+		}
+		return nil
+	})
+}
