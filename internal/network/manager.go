@@ -218,6 +218,9 @@ func (m *Manager) takeSubnets(n *Network) (err error) {
 		if v6 && !n.Spec.IPv6 {
 			continue // as Docker does: an IPv6 subnet without IPv6 is no error
 		}
+		if v6 && have6 || !v6 && have4 {
+			return fault.New(fault.Forbidden, "bridge driver doesn't support multiple subnets: give one of IPv4 and one of IPv6 at most")
+		}
 		if err := m.takeSubnet(n, ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}, v6); err != nil {
 			return err
 		}

@@ -89,6 +89,14 @@ func TestNamesAfterConnect(t *testing.T) {
 	contains(t, "by name", Docker(t, h, "exec", "late", "/probe", "get", "http://web:8080"), "www")
 }
 
+// TestOneSubnetOfAKind: a bridge network has one subnet of IPv4 and one of IPv6; a second is refused, and nothing is left.
+func TestOneSubnetOfAKind(t *testing.T) {
+	_, h := one(t)
+	Refused(t, h, []string{"bridge driver doesn't support multiple subnets"}, "network", "create", "--subnet", "10.5.0.0/24", "--subnet", "10.6.0.0/24", "net1")
+	Docker(t, h, "network", "create", "--ipv6", "--subnet", "10.5.0.0/24", "--subnet", "fd00:5::/64", "net1")
+	Docker(t, h, "network", "create", "--subnet", "10.6.0.0/24", "net2")
+}
+
 // TestSecondDaemonIsRefused: another daemon on the same folders, with a pidfile of its own, ends with a message and does
 // not touch the containers of the first.
 func TestSecondDaemonIsRefused(t *testing.T) {
