@@ -194,6 +194,7 @@ func (r row) value(engine string) string {
 func (b *bench) report() string {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
+	kernel, _, _ := strings.Cut(unix.ByteSliceToString(u.Release[:]), "-") // the version; what follows names a build
 	var s unix.Sysinfo_t
 	_ = unix.Sysinfo(&s)
 	peer := b.peer
@@ -211,7 +212,7 @@ Machine: %d cores, %d GiB, Linux %s, %s. Peer: %s. Date: %s.
 
 | what | Sampan | Docker | ratio | goal | pairs |
 |---|---|---|---|---|---|
-`, runtime.NumCPU(), uint64(s.Totalram)*uint64(s.Unit)>>30, unix.ByteSliceToString(u.Release[:]), runtime.GOARCH, peer, time.Now().UTC().Format(time.DateOnly))
+`, runtime.NumCPU(), uint64(s.Totalram)*uint64(s.Unit)>>30, kernel, runtime.GOARCH, peer, time.Now().UTC().Format(time.DateOnly))
 	for _, r := range b.rows {
 		fmt.Fprintln(&t, r)
 	}
