@@ -3,6 +3,8 @@ package keeper_test
 import (
 	"flag"
 	"math/rand/v2"
+	"os"
+	"os/exec"
 	"strconv"
 	"sync"
 	"testing"
@@ -108,4 +110,29 @@ func TestKeeperIsKilledAtRandom(t *testing.T) {
 	close(done)
 	lives.Wait()
 	t.Logf("%d exit codes known, %d unknown", known, unknown)
+}
+
+// TestDaemonDiesWhileAKeeperStarts: the next daemon finds nobody listening and starts a keeper too. It gets on with the
+// first one.
+func TestDaemonDiesWhileAKeeperStarts(t *testing.T) {
+	h := newHost(t)
+	if err := h.c.Shutdown(h.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	first := exec.Command(keeperBinary, "serve", "--exec-root", h.root, "--cgroup-parent", cgroupParent, "--failpoint", "keeper.listen=stop")
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	go func() { _ = first.Wait() }() // it ends with the host, after this test
+	h.eventually("the first keeper has the lock", func() bool { return state(first.Process.Pid) == "T" })
+	wg.Go(func() {
+		h.eventually("the second keeper waits", func() bool { return len(children(os.Getpid())) > 1 })
+		_ = first.Process.Signal(unix.SIGCONT)
+	})
+	h.connect()
+	if got := h.c.PID(); got != first.Process.Pid {
+		t.Errorf("keeper %d, want the first, %d", got, first.Process.Pid)
+	}
 }

@@ -92,7 +92,12 @@ func spawn(ctx context.Context, cfg Config, log *slog.Logger, held *handles) err
 
 	stop := context.AfterFunc(ctx, func() { _ = conn.Unix.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	if err := handOver(conn, held); err != nil {
+	err = handOver(conn, held)
+	if fault.Is(err, fault.AlreadyExists) {
+		log.Info("a keeper that a daemon before started is there", "err", err)
+		return nil
+	}
+	if err != nil {
 		return fault.New(fault.Unavailable, "the keeper did not start: %w%s", err, logTail(cfg.ExecRoot, logEnd))
 	}
 	return nil
