@@ -100,3 +100,28 @@ func TestRenamedIsFoundByItsNewName(t *testing.T) {
 	contains(t, "the new name", Docker(t, h, "run", "--rm", "--network", "net1", image, "get", "http://after:8080"), " ")
 	Refused(t, h, []string{"probe:"}, "run", "--rm", "--network", "net1", image, "lookup", "before")
 }
+
+// TestPublishedUDP: datagrams to a published port are answered, from outside, and on the host by every address.
+func TestPublishedUDP(t *testing.T) {
+	l, h := one(t)
+	Docker(t, h, "run", "-d", "--name", "web", "-h", "answerer", "-p", "8081:8081/udp", image)
+	for where, from := range map[string]*testhost.Machine{"127.0.0.1:8081": h.Machine, h.Addr.String() + ":8081": l.Client} {
+		Eventually(t, 10*time.Second, "an answer at "+where+" to "+from.Name, func(ctx context.Context) error {
+			c, err := from.Dial(ctx, "udp", where)
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			_ = c.SetDeadline(time.Now().Add(500 * time.Millisecond))
+			if _, err := c.Write([]byte("who?")); err != nil {
+				return err
+			}
+			buf := make([]byte, 64)
+			n, err := c.Read(buf)
+			if err == nil && string(buf[:n]) != "answerer" {
+				err = fmt.Errorf("answered %q", buf[:n])
+			}
+			return err
+		})
+	}
+}
