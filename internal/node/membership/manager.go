@@ -72,7 +72,7 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 		Dir: filepath.Join(m.dir, etcdDir), Name: rec.NodeID, PeerURL: rec.peerURL(), Cluster: rec.ClusterID,
 		InitialCluster: how.initialCluster, ForceNewCluster: how.force,
 		KeyPairFile: id.KeyPairFile(), CAFile: id.CAFile(), ServerName: identity.ManagerName,
-		Logger: m.logger, NoFsync: m.cfg.NoFsync, Stopped: func(bool) { m.memberStopped(mg) },
+		Logger: m.logger, NoFsync: m.cfg.NoFsync, Stopped: func() { m.memberStopped(mg) },
 	})
 	if err != nil {
 		return nil, err

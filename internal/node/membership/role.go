@@ -221,7 +221,7 @@ func (m *Membership) stopManager(cur *membership) {
 }
 
 // memberStopped hears that this node's member ended by itself: it was removed from the replicated state, because the node
-// was demoted or removed while it was away, or its disk failed. The other managers know which.
+// was demoted or removed, perhaps while it was away. The other managers know which.
 func (m *Membership) memberStopped(mg *manager) {
 	m.ops.Lock()
 	defer m.ops.Unlock()

@@ -69,8 +69,9 @@ type Config struct {
 	NoFsync bool
 	// WriteTimeout replaces the constant of that name in tests.
 	WriteTimeout time.Duration
-	// Stopped is called, once, when the member has stopped by itself: removed from the cluster, or a broken disk.
-	Stopped func(removed bool)
+	// Stopped is called, once, when the member has stopped by itself. It does so for one reason: it was removed from the
+	// cluster. (What it cannot go on with, like a broken disk, ends the whole process.)
+	Stopped func()
 }
 
 // Store is a state.Store on an embedded etcd member.
@@ -240,7 +241,8 @@ func (s *Store) Close() {
 	})
 }
 
-// watchStop tells when the member ends by itself.
+// watchStop tells when the member ends by itself. That it was removed is not to be read off its own list of members: it
+// may hear it from the others, who turn it away, before the change itself has reached it, or without that ever doing so.
 func (s *Store) watchStop() {
 	select {
 	case <-s.ctx.Done():
@@ -250,9 +252,8 @@ func (s *Store) watchStop() {
 	if s.ctx.Err() != nil {
 		return
 	}
-	removed := s.server.IsIDRemoved(uint64(s.server.MemberID()))
-	s.logger.Info("this node's member of the replicated state has stopped", "removed", removed)
+	s.logger.Info("this node's member of the replicated state has stopped: it was removed")
 	if s.cfg.Stopped != nil {
-		go s.cfg.Stopped(removed)
+		go s.cfg.Stopped()
 	}
 }

@@ -44,7 +44,7 @@ type host struct {
 	handler http.Handler
 
 	store   *Store
-	stopped chan bool
+	stopped chan struct{}
 }
 
 func newHost(t *testing.T, name string) *host {
@@ -53,7 +53,7 @@ func newHost(t *testing.T, name string) *host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &host{t: t, name: name, dir: t.TempDir(), listener: l, stopped: make(chan bool, 1)}
+	h := &host{t: t, name: name, dir: t.TempDir(), listener: l, stopped: make(chan struct{}, 1)}
 	// etcd panics on purpose when a removed member calls: net/http catches that.
 	h.server = &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
@@ -79,7 +79,7 @@ func (h *host) open(initialCluster string, force bool) *Store {
 	h.t.Helper()
 	s, err := Open(Config{
 		Dir: h.dir, Name: h.name, Cluster: "c", PeerURL: h.url(), InitialCluster: initialCluster, ForceNewCluster: force,
-		NoFsync: true, WriteTimeout: 20 * time.Second, Stopped: func(removed bool) { h.stopped <- removed },
+		NoFsync: true, WriteTimeout: 20 * time.Second, Stopped: func() { h.stopped <- struct{}{} },
 	})
 	if err != nil {
 		h.t.Fatal(err)
@@ -100,6 +100,16 @@ func (h *host) close() {
 	h.mu.Unlock()
 	h.store.Close()
 	h.store = nil
+}
+
+// waitStopped waits until the member has ended by itself.
+func (h *host) waitStopped() {
+	h.t.Helper()
+	select {
+	case <-h.stopped:
+	case <-time.After(30 * time.Second):
+		h.t.Fatal("the removed member runs on")
+	}
 }
 
 // kill stops the member without a word to the others.
@@ -226,20 +236,28 @@ func TestARemovedMemberStops(t *testing.T) {
 	if err := sa.RemoveMember(t.Context(), sb.MemberID()); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case removed := <-b.stopped:
-		if !removed {
-			t.Error("the member does not know that it was removed")
-		}
-	case <-time.After(30 * time.Second):
-		t.Fatal("the removed member runs on")
-	}
+	b.waitStopped()
 	write(t, sa, "alone")
 	// The same host may join anew, with an empty folder.
 	b.close()
 	b.dir = t.TempDir()
 	sb = b.join(sa)
 	waitTask(t, sb, "alone")
+}
+
+// Nobody tells the removed member of its removal: it is turned away when it comes back.
+func TestAMemberRemovedWhileItWasAwayStops(t *testing.T) {
+	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
+	sa := a.open("", false)
+	id := b.join(sa).MemberID()
+	c.join(sa)
+	b.close()
+	if err := sa.RemoveMember(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	b.open("", false)
+	b.waitStopped()
+	write(t, sa, "without it")
 }
 
 func TestWithoutQuorumReadsGoOnAndWritesSaySo(t *testing.T) {
