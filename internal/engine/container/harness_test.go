@@ -449,6 +449,8 @@ type nsNetworks struct {
 
 	mu   sync.Mutex
 	held map[string]bool
+
+	detaching func(id string) // if set, called first of all by Detach
 }
 
 func (n *nsNetworks) Attach(_ context.Context, c Container) (Attachment, error) {
@@ -481,6 +483,9 @@ func (n *nsNetworks) Attach(_ context.Context, c Container) (Attachment, error) 
 }
 
 func (n *nsNetworks) Detach(_ context.Context, id string) error {
+	if n.detaching != nil {
+		n.detaching(id)
+	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.held[id] {

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,8 +78,6 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	}
 	ran := at.Sub(c.rec.State.StartedAt)
 	c.run.stopHealth()
-	m.cleanup(ctx, c)
-	m.forgetExecs(c.id, code)
 
 	s := &c.rec.State
 	policy := c.rec.Config.Host.Restart
@@ -101,7 +100,14 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	}
 	had := c.rec.Container
 	c.rec.Networks = emptied(c.rec.Networks)
-	m.saveLogged(c)
+	// On disk before the keeper forgets it: a daemon killed in between would have nobody left to ask for the exit code.
+	// Told only when all is taken down.
+	if err := c.write(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		m.log.Error("a container's end not written; it is current in memory", "container", c.id, "error", err)
+	}
+	m.cleanup(ctx, c)
+	m.forgetExecs(c.id, code)
+	c.publish()
 	m.networkEvents(&had, "disconnect")
 	m.event(&c.rec.Container, "die", "exitCode", strconv.Itoa(code), "execDuration", strconv.Itoa(int(ran.Seconds())))
 	close(c.run.ended)

@@ -76,6 +76,11 @@ func (c *ctr) publish() {
 // back to the previous record, never to a torn one. The caller holds mu.
 func (c *ctr) save() error {
 	c.publish()
+	return c.write()
+}
+
+// write is save without telling anybody. The caller holds mu.
+func (c *ctr) write() error {
 	c.rec.Version = recordVersion
 	data, err := json.Marshal(&c.rec)
 	if err != nil {

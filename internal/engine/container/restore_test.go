@@ -209,3 +209,24 @@ func exitOf(t *testing.T, pid int) func() {
 		}
 	}
 }
+
+// The keeper forgets a container that has ended as soon as it is told to. A daemon killed right then has to find the exit
+// code in its own record.
+func TestAnEndIsOnDiskBeforeTheKeeperForgetsIt(t *testing.T) {
+	b := newBed(t)
+	onDisk := make(chan State, 1)
+	b.networks.detaching = func(id string) { // while the keeper is being told
+		c, err := readRecord(filepath.Join(b.dir, "containers", id), id)
+		if err != nil {
+			t.Error(err)
+			c = newCtr(id, "")
+		}
+		onDisk <- c.rec.State
+	}
+	id := b.run(Config{Name: "ends"}, "exit", "7")
+	b.wait(id, "not-running")
+	if s := <-onDisk; s.Status != StatusExited || s.ExitCode != 7 || s.Running {
+		t.Errorf("on disk is %+v", s)
+	}
+	b.networks.detaching = nil
+}
