@@ -460,9 +460,10 @@ func (s *Server) update(id string, doc json.RawMessage) error {
 	return nil
 }
 
-// delete ends a container and everything of it.
+// delete ends a container and everything of it. One that is being made is waited for: a daemon that died in the middle of
+// a start has asked for it, the next one takes the start back, and what came to be after that nobody would know of.
 func (s *Server) delete(ctx context.Context, id string) error {
-	c, err := s.container(id)
+	c, err := s.whenMade(ctx, id)
 	if err != nil {
 		return err
 	}

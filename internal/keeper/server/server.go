@@ -59,8 +59,9 @@ type Server struct {
 
 	mu         sync.Mutex
 	listener   *net.UnixListener
-	containers map[string]*container // nil while one is being made
-	watchers   map[*wire.Conn]bool   // daemons to be told: true once the greeting was answered
+	containers map[string]*container    // nil while one is being made
+	making     map[string]chan struct{} // those; closed when it is there, or has failed
+	watchers   map[*wire.Conn]bool      // daemons to be told: true once the greeting was answered
 }
 
 // Run is a keeper's whole life: it adopts what runs, answers the daemon, and returns when it was told to end.
@@ -69,7 +70,7 @@ func Run(ctx context.Context, cfg Config) error {
 	defer end()
 	s := &Server{
 		cfg: cfg, log: cfg.Logger, root: filepath.Join(cfg.ExecRoot, "keeper"), names: cfg.Names, end: end,
-		containers: map[string]*container{}, watchers: map[*wire.Conn]bool{},
+		containers: map[string]*container{}, making: map[string]chan struct{}{}, watchers: map[*wire.Conn]bool{},
 	}
 	var handover *wire.Conn
 	if cfg.HandoverFD >= 0 {
@@ -430,6 +431,7 @@ func (s *Server) reserve(id string) bool {
 		return false
 	}
 	s.containers[id] = nil
+	s.making[id] = make(chan struct{})
 	return true
 }
 
@@ -437,12 +439,37 @@ func (s *Server) release(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, id)
+	s.made(id)
+}
+
+// made lets those go on who wait until a container is made. The caller holds s.mu.
+func (s *Server) made(id string) {
+	if making := s.making[id]; making != nil {
+		close(making)
+		delete(s.making, id)
+	}
+}
+
+// whenMade is container, but waits for one that is being made.
+func (s *Server) whenMade(ctx context.Context, id string) (*container, error) {
+	s.mu.Lock()
+	making := s.making[id]
+	s.mu.Unlock()
+	if making != nil {
+		select {
+		case <-making:
+		case <-ctx.Done():
+			return nil, fault.New(fault.DeadlineExceeded, "container %s is still being made", id)
+		}
+	}
+	return s.container(id)
 }
 
 // publish makes a container known.
 func (s *Server) publish(c *container) {
 	s.mu.Lock()
 	s.containers[c.rec.ID] = c
+	s.made(c.rec.ID)
 	s.mu.Unlock()
 	s.pushHold(c.proc)
 	s.watchOOM(c)
