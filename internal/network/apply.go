@@ -201,10 +201,17 @@ func (c *clusterSide) program(b *box) error {
 		return nil
 	}
 	var sets []*vipSet
+	direct := []string{}
 	for _, e := range b.ref.Endpoints {
 		if n := p.nets[e.NetworkID]; n != nil {
 			sets = append(sets, n.vips)
+			if e.NetworkID != p.ingress { // whose connections' marks are needed
+				direct = append(direct, e.Interface)
+			}
 		}
+	}
+	if err := b.table.Direct(direct); err != nil {
+		return err
 	}
 	if b.vips == nil || !slices.Equal(b.vips, sets) {
 		want := map[netip.Addr]*lb.VIP{}

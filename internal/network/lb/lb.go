@@ -46,6 +46,8 @@ type Table struct {
 	mu    sync.Mutex
 	known map[netip.Addr]*frontend // nil: to be read
 	state tableState
+	// direct are the interfaces given to Direct; nil: to be read.
+	direct []string
 }
 
 // tableState says what has to come before the first change.
@@ -150,12 +152,9 @@ func (t *Table) Set(want map[netip.Addr]*VIP) error {
 	}
 	defer func() { _ = ns.Close() }()
 	conn := nft.Open(ns.FD())
-	restarted := false
-	if t.known == nil {
-		if t.known, t.state, err = read(conn); err != nil {
-			return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
-		}
-		restarted = len(t.known) > 0
+	restarted, err := t.learn(conn)
+	if err != nil {
+		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
 	lost, err := t.change(conn, want)
 	if err != nil {
@@ -174,6 +173,15 @@ func (t *Table) Set(want map[netip.Addr]*VIP) error {
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
 	return nil
+}
+
+// learn reads what is in the kernel, if that is not known; found says that there are virtual IPs of an earlier process.
+func (t *Table) learn(conn *nft.Conn) (found bool, err error) {
+	if t.known != nil {
+		return false, nil
+	}
+	t.known, t.state, err = read(conn)
+	return len(t.known) > 0, err
 }
 
 func (t *Table) same(want map[netip.Addr]*VIP) bool {
@@ -473,6 +481,6 @@ func (t *Table) Remove() error {
 	if err := nft.Open(ns.FD()).Do(func(tx *nft.Tx) error { tx.Delete(table); return nil }); err != nil {
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
-	t.known = nil
+	t.known, t.direct = nil, nil
 	return nil
 }

@@ -9,6 +9,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
 	"github.com/sampan-cloud/sampan/internal/network/lb"
 	"github.com/sampan-cloud/sampan/internal/network/nettest"
 	"github.com/sampan-cloud/sampan/internal/network/overlay"
@@ -238,5 +241,47 @@ func TestIPv6(t *testing.T) {
 	must(t, again.Set(map[netip.Addr]*lb.VIP{v6: {Addr: v6}}))
 	if _, _, err := a.Ask("tcp", "[fd00:10::100]:80"); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("without members: %v, want a refusal", err)
+	}
+}
+
+// TestDirectIsNotTracked: on an overlay, TCP to a member's own address leaves no trace in connection tracking; what goes
+// to a virtual IP does, or its answers could not be translated back; and a second process finds it all.
+func TestDirectIsNotTracked(t *testing.T) {
+	boxes := street(t)
+	caller := boxes[0]
+	for _, b := range boxes {
+		must(t, lb.Open(b.Path(), b.Name).Direct([]string{"eth0"}))
+	}
+	tracked := func(to string) (n int) {
+		must(t, caller.NS.Do(func() error {
+			flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+			for _, f := range flows {
+				if f.Forward.DstIP.String() == to && f.Forward.Protocol == unix.IPPROTO_TCP {
+					n++
+				}
+			}
+			return err
+		}))
+		return n
+	}
+	if got := caller.Spread("tcp", "10.10.0.2:80", 5); got["box2"] != 5 {
+		t.Errorf("five connections to box2 itself: %v", got)
+	}
+	if n := tracked("10.10.0.2"); n != 0 {
+		t.Errorf("%d connections to a member itself are tracked", n)
+	}
+	table := lb.Open(caller.Path(), caller.Name)
+	must(t, table.Set(vip("10.10.0.2", "10.10.0.3", "10.10.0.1")))
+	must(t, table.Direct([]string{"eth0"}))
+	if got := caller.Spread("tcp", "10.10.0.100:80", 30); !even(got, 3, 10) {
+		t.Errorf("30 connections to a virtual IP: %v", got)
+	}
+	if n := tracked("10.10.0.100"); n < 30 {
+		t.Errorf("%d of 30 connections to a virtual IP are tracked", n)
+	}
+	must(t, table.Direct(nil))
+	caller.Spread("tcp", "10.10.0.3:80", 1)
+	if n := tracked("10.10.0.3"); n != 1 {
+		t.Errorf("%d connections are tracked once the interface is no overlay's", n)
 	}
 }

@@ -305,6 +305,17 @@ func merge(mask, value uint32) expr.Any {
 // Count counts the packets and bytes that come this far in the rule.
 func Count() Rule { return Rule{&expr.Counter{}} }
 
+// OwnSocket matches packets of a connection that a socket of the namespace is bound to with this very address: an
+// established one, seen from either end, and not a listener on all addresses. Linux 5.14; Do fails where the kernel has no
+// such expression.
+func OwnSocket() Rule {
+	r := register(0)
+	return Rule{
+		&expr.Socket{Key: expr.SocketKeyWildcard, Register: r},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: r, Data: []byte{0}},
+	}
+}
+
 // NoTrack keeps the packet out of connection tracking; in a chain of priority PriorityRaw.
 func NoTrack() Rule { return Rule{&expr.Notrack{}} }
 
