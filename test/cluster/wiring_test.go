@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sampan-cloud/sampan/internal/testhost"
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
 )
 
@@ -16,10 +17,18 @@ import (
 func TestWiring(t *testing.T) {
 	l := Cluster(t, 3, 3)
 	h := l.Hosts[0]
-	before, err := l.TakeResidue()
-	if err != nil {
-		t.Fatal(err)
-	}
+	var before testhost.Residue
+	Eventually(t, 20*time.Second, "every host's leg in the ingress network", func(context.Context) (err error) {
+		if before, err = l.TakeResidue(); err != nil {
+			return err
+		}
+		for _, host := range l.Hosts {
+			if !before["link "+host.Name+"/sampan_ingress"] {
+				return errors.New(host.Name + " has none")
+			}
+		}
+		return nil
+	})
 	Docker(t, h, "network", "create", "-d", "overlay", "--attachable", "--subnet", "10.10.0.0/24", "shop")
 	service(t, h, "web", 3, "--network", "shop", "--publish", "8080:8080")
 	service(t, h, "api", 6, "--network", "shop", "--endpoint-mode", "dnsrr")
