@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -117,6 +118,27 @@ func Initialized(dir string) bool {
 	return err == nil && len(names) > 0
 }
 
+// How long a member that joins waits for the one it asks to have heard of it, and how often it asks.
+const (
+	joinPatience  = 5 * time.Second
+	betweenAsking = 50 * time.Millisecond
+)
+
+// start starts etcd. A fresh member first compares the list of members that it was given with that of another member,
+// any of them: one that lags behind does not have the newcomer yet, so it is asked again.
+func start(cfg Config, fresh bool) (*embed.Etcd, error) {
+	for deadline := time.Now().Add(joinPatience); ; time.Sleep(betweenAsking) {
+		ec, err := embedConfig(cfg)
+		if err != nil {
+			return nil, err
+		}
+		e, err := embed.StartEtcd(ec)
+		if err == nil || !fresh || !strings.Contains(err.Error(), "error validating peerURLs") || time.Now().After(deadline) {
+			return e, err
+		}
+	}
+}
+
 // Open starts the member. The mirror shows what the member has on disk when Open returns; a quorum is not waited for, see
 // Ready. Joining a cluster needs one of its members to answer.
 func Open(cfg Config) (*Store, error) {
@@ -126,22 +148,18 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.WriteTimeout == 0 {
 		cfg.WriteTimeout = WriteTimeout
 	}
-	ec, err := embedConfig(cfg)
-	if err != nil {
-		return nil, err
-	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of the cluster's state: %w", err)
 	}
 	fresh := !Initialized(cfg.Dir)
-	e, err := embed.StartEtcd(ec)
+	e, err := start(cfg, fresh)
 	if err != nil {
 		return nil, fmt.Errorf("start the cluster's state: %w", err)
 	}
 	m := mirror.New(cfg.Logger)
 	s := &Store{
 		mirror: m, cfg: cfg, logger: cfg.Logger, etcd: e, server: e.Server, client: v3client.New(e.Server),
-		peers: etcdhttp.NewPeerHandler(ec.GetLogger(), e.Server), lead: leadership{changed: make(chan struct{})},
+		peers: etcdhttp.NewPeerHandler(e.GetLogger(), e.Server), lead: leadership{changed: make(chan struct{})},
 	}
 	s.Store = mirror.NewStore(m, s, nil)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
