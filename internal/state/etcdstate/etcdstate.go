@@ -125,7 +125,8 @@ const (
 )
 
 // start starts etcd. A fresh member first compares the list of members that it was given with that of another member,
-// any of them: one that lags behind does not have the newcomer yet, so it is asked again.
+// any of them, and its version with the cluster's: a member that lags behind does not have the newcomer yet, and a
+// cluster that was founded a moment ago has not agreed on its version, so they are asked again.
 func start(cfg Config, fresh bool) (*embed.Etcd, error) {
 	for deadline := time.Now().Add(joinPatience); ; time.Sleep(betweenAsking) {
 		ec, err := embedConfig(cfg)
@@ -133,10 +134,15 @@ func start(cfg Config, fresh bool) (*embed.Etcd, error) {
 			return nil, err
 		}
 		e, err := embed.StartEtcd(ec)
-		if err == nil || !fresh || !strings.Contains(err.Error(), "error validating peerURLs") || time.Now().After(deadline) {
+		if err == nil || !fresh || !passes(err) || time.Now().After(deadline) {
 			return e, err
 		}
 	}
+}
+
+// passes tells the refusals of a fresh member that end by themselves. etcd has no values for these errors.
+func passes(err error) bool {
+	return strings.Contains(err.Error(), "error validating peerURLs") || strings.Contains(err.Error(), "incompatible with current running cluster")
 }
 
 // Open starts the member. The mirror shows what the member has on disk when Open returns; a quorum is not waited for, see

@@ -389,3 +389,11 @@ func TestALoneMemberIsKilledAgainAndAgain(t *testing.T) {
 		waitTask(t, h.store, fmt.Sprint("task-", start))
 	}
 }
+
+// A cluster that was founded a moment ago has not agreed on its version: whoever joins then waits for that.
+func TestJoiningAClusterJustFounded(t *testing.T) {
+	for i := range 5 {
+		a, b := newHost(t, fmt.Sprintf("a%d", i)), newHost(t, fmt.Sprintf("b%d", i))
+		b.join(a.open("", false))
+	}
+}
