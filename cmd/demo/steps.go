@@ -23,7 +23,7 @@ const replicas = 3
 type demo struct {
 	lab      *testhost.Lab
 	registry *testhost.Registry
-	images_  map[string]string // service → image
+	image    map[string]string // service → image
 	lost     *testhost.Host
 }
 
@@ -68,7 +68,7 @@ func (d *demo) images(ctx context.Context) (string, error) {
 	if d.registry, err = d.lab.StartRegistry(); err != nil {
 		return "", err
 	}
-	d.images_ = map[string]string{}
+	d.image = map[string]string{}
 	var size int
 	for _, s := range shopimage.Services {
 		archive, err := shopimage.Build(ctx, s.Name)
@@ -76,11 +76,11 @@ func (d *demo) images(ctx context.Context) (string, error) {
 			return "", err
 		}
 		size += len(archive)
-		if d.images_[s.Name], err = d.registry.Push(ctx, archive, "shop/"+s.Name+":1"); err != nil {
+		if d.image[s.Name], err = d.registry.Push(ctx, archive, "shop/"+s.Name+":1"); err != nil {
 			return "", err
 		}
 	}
-	return fmt.Sprintf("%d images, %.0f MB", len(d.images_), float64(size)/1e6), nil
+	return fmt.Sprintf("%d images, %.0f MB", len(d.image), float64(size)/1e6), nil
 }
 
 func (d *demo) start(ctx context.Context) (string, error) {
@@ -102,7 +102,7 @@ func (d *demo) cluster(ctx context.Context) (string, error) {
 }
 
 func (d *demo) network(ctx context.Context) (string, error) {
-	_, err := d.lab.Hosts[0].Docker(ctx, "network", "create", "--driver", "overlay", "--subnet", "10.10.0.0/24", "shop")
+	_, err := d.lab.Hosts[0].Docker(ctx, "network", "create", "--driver", "overlay", "--attachable", "--subnet", "10.10.0.0/24", "shop")
 	return "", err
 }
 
@@ -114,7 +114,7 @@ func (d *demo) deploy(ctx context.Context) (string, error) {
 		if s.Published != 0 {
 			args = append(args, "--publish", fmt.Sprintf("%d:8080", s.Published))
 		}
-		if _, err := d.lab.Hosts[0].Docker(ctx, append(args, d.images_[s.Name])...); err != nil {
+		if _, err := d.lab.Hosts[0].Docker(ctx, append(args, d.image[s.Name])...); err != nil {
 			return "", err
 		}
 	}
@@ -323,10 +323,10 @@ It stays until you press Ctrl-C. In another terminal (as root):
   docker service ls
   docker service ps api
   docker service scale api=6
-  docker run --rm -it --network shop …          (needs: network create --attachable)
+  docker run --rm --network shop %s probe http://api:8080/whoami
   nsenter --net=%s curl http://%s:8080/whoami
   nsenter --net=%s curl 'http://%s:8082/buy?item=noodles&quantity=3'
 The daemons' logs: %s/host*/sampand.log
-`, h.DockerHost(), d.lab.Client.NetNS, h.Addr, d.lab.Client.NetNS, h.Addr, d.lab.Dir)
+`, h.DockerHost(), d.image["api"], d.lab.Client.NetNS, h.Addr, d.lab.Client.NetNS, h.Addr, d.lab.Dir)
 	<-ctx.Done()
 }
