@@ -174,14 +174,13 @@ func (s *sandboxes) endpoint(ctx context.Context, c container.Container, name st
 
 // link resolves --link: names that only this container sees.
 func (s *sandboxes) link(c container.Container, spec *network.SandboxSpec) error {
-	for _, l := range c.Config.Host.Links {
-		name, alias, ok := strings.Cut(l, ":")
-		if !ok {
-			alias = name
-		}
-		other, err := s.get(name)
-		if err != nil {
-			return fault.New(fault.InvalidArgument, "could not get container for %s: %w", name, err)
+	for _, l := range c.Config.Host.LinkList() {
+		alias := l.Alias
+		other, err := s.get(l.Target)
+		if fault.Is(err, fault.NotFound) {
+			continue // removed since; the link went with it
+		} else if err != nil {
+			return err
 		}
 		if !other.State.Running {
 			return fault.New(fault.Conflict, "Cannot link to a non running container: /%s AS /%s/%s", other.Config.Name, c.Config.Name, alias)

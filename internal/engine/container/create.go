@@ -31,6 +31,10 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	if warnings, err = m.validate(&cfg, false); err != nil {
 		return "", warnings, err
 	}
+	m.host.hidePaths(&cfg.Host)
+	if err := m.checkJoins(&cfg); err != nil {
+		return "", warnings, err
+	}
 
 	id := randomID() // not the result: undo steps need it after a failure, when that is empty
 	if cfg.Name, err = m.reserve(cfg.Name, id); err != nil {
@@ -64,10 +68,6 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	if cfg.Host.Log.Driver != "none" {
 		c.rec.LogPath = filepath.Join(c.dir, id+"-json.log")
 	}
-	if err := m.checkJoins(&cfg); err != nil {
-		return "", warnings, err
-	}
-
 	if err := os.Mkdir(c.dir, 0o710); err != nil {
 		return "", warnings, err
 	}
@@ -164,5 +164,5 @@ func (m *Manager) checkJoins(cfg *Config) error {
 		}
 		*mode = "container:" + other.id
 	}
-	return nil
+	return m.resolveLinks(&cfg.Host)
 }

@@ -77,6 +77,20 @@ var defaultMasked = sync.OnceValue(func() []string {
 
 var defaultReadonly = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 
+// hidePaths fills in which paths of the host are hidden or read-only where a container does not say, so that inspect
+// shows them. A privileged container sees them all.
+func (h *host) hidePaths(hc *HostConfig) {
+	if hc.Privileged {
+		return
+	}
+	if hc.MaskedPaths == nil {
+		hc.MaskedPaths = slices.Clone(h.masked)
+	}
+	if hc.ReadonlyPaths == nil {
+		hc.ReadonlyPaths = slices.Clone(defaultReadonly)
+	}
+}
+
 // hierarchy is where cgroups are mounted. With cgroup v2 as the host's main hierarchy v1 is empty.
 type hierarchy struct {
 	v2 string            // mount point of the unified hierarchy

@@ -128,6 +128,10 @@ func (m *Manager) find(ref string) (*ctr, error) {
 	if ref == "" {
 		return nil, fault.New(fault.InvalidArgument, "No container name or ID supplied")
 	}
+	if strings.Contains(strings.TrimPrefix(ref, "/"), "/") {
+		target, _, err := m.linked(ref)
+		return target, err
+	}
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	if c, ok := m.byID[ref]; ok {

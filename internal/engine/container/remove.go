@@ -23,10 +23,11 @@ func errorf(format string, args ...any) error {
 	return fault.As(fault.KindOf(err), err)
 }
 
-// Remove removes a container. force ends it first; volumes removes its anonymous volumes.
+// Remove removes a container. force ends it first; volumes removes its anonymous volumes. With link, id is
+// "LINKING/ALIAS" and only that link is removed.
 func (m *Manager) Remove(ctx context.Context, id string, force, volumes, link bool) error {
 	if link {
-		return fault.New(fault.InvalidArgument, "Conflict, cannot remove the default link name of the container: links between containers are entries of its network's names here")
+		return m.unlink(id)
 	}
 	c, err := m.find(id)
 	if err != nil {

@@ -111,7 +111,7 @@ type HostConfig struct {
 	DNSSearch  []string
 	DNSOptions []string
 	ExtraHosts []string // NAME:IP, IP may be host-gateway
-	Links      []string // CONTAINER:ALIAS
+	Links      []string // CONTAINER:ALIAS, the container by its ID once created; see LinkList
 
 	Resources Resources
 }

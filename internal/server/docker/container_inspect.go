@@ -59,6 +59,7 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 		}
 		out.SizeRw, out.SizeRootFs = &rw, &rootfs
 	}
+	out.HostConfig.Links = a.linksOf(&c)
 	settings := networkSettings(&c)
 	out.NetworkSettings = settings
 	if r.version < 1052 {
@@ -79,6 +80,16 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// linksOf shows a container's links as "/TARGET:/NAME/ALIAS", without those whose target is gone.
+func (a *containerAPI) linksOf(c *container.Container) (out []string) {
+	for _, l := range c.Config.Host.LinkList() {
+		if target, err := a.backend.Get(l.Target); err == nil {
+			out = append(out, "/"+target.Config.Name+":/"+c.Config.Name+"/"+l.Alias)
+		}
+	}
+	return out
 }
 
 func inspectResponse(c *container.Container) apicontainer.InspectResponse {

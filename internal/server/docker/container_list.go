@@ -39,13 +39,14 @@ func (a *containerAPI) list(w *response, r *request) error {
 	all := r.flag("all") || f.has("status") || f.has("exited") || limit != nil && *limit > 0
 	containers := a.backend.List()
 	slices.SortStableFunc(containers, func(a, b container.Container) int { return b.Created.Compare(a.Created) })
-	out := []apicontainer.Summary{}
+	out, links := []apicontainer.Summary{}, linkNames(containers)
 	for i := range containers {
 		c := &containers[i]
 		if !all && !c.State.Running || !wanted(c) {
 			continue
 		}
 		s := summary(c, now())
+		s.Names = append(s.Names, links[c.ID]...)
 		if r.flag("size") {
 			if s.SizeRw, s.SizeRootFs, err = a.backend.Size(r.Context(), c.ID); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
@@ -208,6 +209,17 @@ func anyPort(ranges []string, ports []container.Port) bool {
 		}
 	}
 	return false
+}
+
+// linkNames are the names that containers have for others by --link, "/LINKING/ALIAS", by the ID of the other.
+func linkNames(all []container.Container) map[string][]string {
+	names := map[string][]string{}
+	for i := range all {
+		for _, l := range all[i].Config.Host.LinkList() {
+			names[l.Target] = append(names[l.Target], "/"+all[i].Config.Name+"/"+l.Alias)
+		}
+	}
+	return names
 }
 
 func summary(c *container.Container, at time.Time) apicontainer.Summary {

@@ -41,6 +41,7 @@ func (a *containerAPI) routes() []route {
 		{method: "POST", pattern: "/containers/{id}/resize", serve: a.resize},
 		{method: "POST", pattern: "/containers/{id}/wait", serve: a.wait},
 		{method: "DELETE", pattern: "/containers/{id}", serve: a.remove},
+		{method: "DELETE", pattern: "/containers/{id}/{alias}", serve: a.removeLink},
 		{method: "POST", pattern: "/commit", serve: a.commit},
 	}
 }
@@ -49,6 +50,9 @@ func (a *containerAPI) create(w *response, r *request) error {
 	var body createBody
 	if err := r.decode(&body); err != nil {
 		return err
+	}
+	if body.Config == nil && r.ContentLength == 0 {
+		return fault.New(fault.InvalidArgument, "invalid JSON: EOF")
 	}
 	cfg, warnings, err := containerConfig(body, r.query.Get("name"), r.version)
 	if err != nil {
@@ -162,6 +166,14 @@ func (a *containerAPI) resize(w *response, r *request) error {
 
 func (a *containerAPI) remove(w *response, r *request) error {
 	return noContent(w, a.backend.Remove(r.Context(), r.PathValue("id"), r.flag("force"), r.flag("v"), r.flag("link")))
+}
+
+// removeLink removes the link that {id} has to another container as {alias}.
+func (a *containerAPI) removeLink(w *response, r *request) error {
+	if !r.flag("link") {
+		return fault.New(fault.InvalidArgument, "%s/%s is the name of a link: say that the link is to be removed, not a container", r.PathValue("id"), r.PathValue("alias"))
+	}
+	return noContent(w, a.backend.Remove(r.Context(), r.PathValue("id")+"/"+r.PathValue("alias"), false, false, true))
 }
 
 func (a *containerAPI) top(w *response, r *request) error {

@@ -84,7 +84,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"another content type", "POST", "/containers/create", "text/plain", `{"Image":"x"}`, 400, "must be 'application/json'"},
 		{"a malformed content type", "POST", "/containers/create", "a/b/c;=", `{"Image":"x"}`, 400, "malformed Content-Type"},
 		{"no content type", "POST", "/volumes/create", "", `{"Name":"x"}`, 400, "Content-Type"},
-		{"no body", "POST", "/containers/create", js, ``, 400, "config cannot be empty"},
+		{"no body", "POST", "/containers/create", js, ``, 400, "invalid JSON: EOF"},
 		{"a malformed query", "GET", "/containers/json?a=%zz", "", "", 400, "malformed query"},
 		{"a bad limit", "GET", "/containers/json?limit=ten", "", "", 400, "limit"},
 		{"bad filters", "GET", "/containers/json?filters=x", "", "", 400, "invalid filter"},
