@@ -13,6 +13,10 @@ const (
 	RoleManager Role = "manager"
 )
 
+// MaxManagers is how many managers a cluster can have: each decides with every change, so that more of them make the
+// cluster slower and, past seven, not noticeably safer.
+const MaxManagers = 7
+
 // Availability says whether a node takes tasks.
 type Availability string
 

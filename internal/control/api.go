@@ -167,15 +167,33 @@ func (a *API) UpdateNode(ctx context.Context, id string, version uint64, spec cl
 		if n.Version != version {
 			return errOutOfSequence
 		}
-		if n.Spec.Role == cloud.RoleManager && spec.Role == cloud.RoleWorker {
-			if err := a.mayDemote(tx, n); err != nil {
-				return err
-			}
+		switch {
+		case n.Spec.Role == cloud.RoleManager && spec.Role == cloud.RoleWorker:
+			err = a.mayDemote(tx, n)
+		case n.Spec.Role == cloud.RoleWorker && spec.Role == cloud.RoleManager:
+			err = MayAddManager(tx)
+		}
+		if err != nil {
+			return err
 		}
 		c := state.Clone(n)
 		c.Spec = spec
 		return tx.Put(c)
 	})
+}
+
+// MayAddManager refuses one manager more than a cluster can have. A node that is to be a manager counts as one.
+func MayAddManager(tx state.Tx) error {
+	managers := 0
+	for _, n := range state.List[*cloud.Node](tx, state.By{}) {
+		if n.Spec.Role == cloud.RoleManager || n.Manager != nil {
+			managers++
+		}
+	}
+	if managers >= cloud.MaxManagers {
+		return fault.New(fault.FailedPrecondition, "the cluster has %d managers already, which is the most it can have: demote one first, or join as a worker", managers)
+	}
+	return nil
 }
 
 func (a *API) mayDemote(tx state.Tx, n *cloud.Node) error {

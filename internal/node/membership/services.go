@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/identity"
 	"github.com/sampan-cloud/sampan/internal/rpc"
@@ -69,6 +70,11 @@ func (s joinService) IssueCertificate(ctx context.Context, r *rpc.IssueCertifica
 		key = "join-" + string(role) + "-" + key
 	}
 	nodeID, err := state.Once(ctx, s.store, "", key, func(tx state.WriteTx) (string, error) {
+		if role == cloud.RoleManager {
+			if err := control.MayAddManager(tx); err != nil {
+				return "", err
+			}
+		}
 		n := &cloud.Node{
 			Meta:        cloud.Meta{ID: cloud.NewID()},
 			Spec:        cloud.NodeSpec{Role: role, Availability: availability},

@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/etcdhttp"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 
+	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/state"
 	"github.com/sampan-cloud/sampan/internal/state/mirror"
@@ -40,7 +40,7 @@ const (
 	maxTxnOps       = 4096
 	snapshotEntries = 2000 // entries kept in memory between snapshots
 	catchUpEntries  = 500
-	maxMembers      = 7
+	maxMembers      = cloud.MaxManagers
 	compactionAge   = "5m"
 )
 
@@ -116,33 +116,6 @@ var _ state.Store = (*Store)(nil)
 func Initialized(dir string) bool {
 	names, err := os.ReadDir(filepath.Join(dir, "member", "wal"))
 	return err == nil && len(names) > 0
-}
-
-// How long a member that joins waits for the one it asks to have heard of it, and how often it asks.
-const (
-	joinPatience  = 5 * time.Second
-	betweenAsking = 50 * time.Millisecond
-)
-
-// start starts etcd. A fresh member first compares the list of members that it was given with that of another member,
-// any of them, and its version with the cluster's: a member that lags behind does not have the newcomer yet, and a
-// cluster that was founded a moment ago has not agreed on its version, so they are asked again.
-func start(cfg Config, fresh bool) (*embed.Etcd, error) {
-	for deadline := time.Now().Add(joinPatience); ; time.Sleep(betweenAsking) {
-		ec, err := embedConfig(cfg)
-		if err != nil {
-			return nil, err
-		}
-		e, err := embed.StartEtcd(ec)
-		if err == nil || !fresh || !passes(err) || time.Now().After(deadline) {
-			return e, err
-		}
-	}
-}
-
-// passes tells the refusals of a fresh member that end by themselves. etcd has no values for these errors.
-func passes(err error) bool {
-	return strings.Contains(err.Error(), "error validating peerURLs") || strings.Contains(err.Error(), "incompatible with current running cluster")
 }
 
 // Open starts the member. The mirror shows what the member has on disk when Open returns; a quorum is not waited for, see

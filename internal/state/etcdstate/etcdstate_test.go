@@ -397,3 +397,32 @@ func TestJoiningAClusterJustFounded(t *testing.T) {
 		b.join(a.open("", false))
 	}
 }
+
+// Members that join at the same time change the list that each of them was given. Here the list that b was given lacks
+// c, which is added after it and before b starts.
+func TestJoiningWhileAnotherOneIsAdded(t *testing.T) {
+	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
+	sa := a.open("", false)
+	_, forB, err := sa.AddLearner(t.Context(), b.name, b.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, forC, err := sa.AddLearner(t.Context(), c.name, c.url())
+	if err != nil {
+		t.Fatal(err)
+	}
+	sb := b.open(forB, false)
+	write(t, sa, "before")
+	waitTask(t, sb, "before")
+	// And c's has one too many.
+	if err := sa.RemoveMember(t.Context(), sb.MemberID()); err != nil {
+		t.Fatal(err)
+	}
+	b.waitStopped()
+	b.close()
+	sc := c.open(forC, false)
+	if sc.MemberID() != id {
+		t.Errorf("c is %x, was added as %x", sc.MemberID(), id)
+	}
+	waitTask(t, sc, "before")
+}

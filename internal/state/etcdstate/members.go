@@ -97,13 +97,18 @@ func (s *Store) AddLearner(ctx context.Context, name, peerURL string) (id uint64
 			return 0, "", err
 		}
 	}
+	return uint64(m.ID), memberList(name, peerURL, s.Members()), nil
+}
+
+// memberList is what etcd calls the initial cluster: every member's name and address, beginning with the new one's own.
+func memberList(name, peerURL string, members []Member) string {
 	parts := []string{name + "=" + peerURL}
-	for _, other := range s.Members() {
-		if other.ID != uint64(m.ID) {
+	for _, other := range members {
+		if other.PeerURL != peerURL {
 			parts = append(parts, cmp.Or(other.Name, fmt.Sprintf("member-%x", other.ID))+"="+other.PeerURL)
 		}
 	}
-	return uint64(m.ID), strings.Join(parts, ","), nil
+	return strings.Join(parts, ",")
 }
 
 // Promote gives a learner its vote. It waits until the learner has caught up, or ctx ends.
