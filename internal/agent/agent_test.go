@@ -168,14 +168,27 @@ func TestDeadTaskLeavesItsOwnHostsTablesOnly(t *testing.T) {
 	if err := a.views.change(&rpc.ViewChange{Full: true, Revision: 1, Changes: []*rpc.Change{change("task", "tid", testTask()), change("member", m.ID, m), change("member", other.ID, other)}}); err != nil {
 		t.Fatal(err)
 	}
-	a.views.setDead("tid", true)
+	a.views.setDead("tid")
 	view, _, _ := a.views.effective()
 	if view.Members["tid/net1"].Ready || !view.Members["o/net1"].Ready || !a.views.current().Members["tid/net1"].Ready {
 		t.Error("not exactly the dead task's member is out")
 	}
-	a.views.setDead("tid", false)
+	a.views.setAlive("tid", false)
 	if view, _, _ := a.views.effective(); !view.Members["tid/net1"].Ready {
 		t.Error("it is not back after its restart")
+	}
+	// The last word of managers that are gone was that it is dead; it was started again without them.
+	m.Ready = false
+	if err := a.views.change(&rpc.ViewChange{From: 1, Revision: 2, Changes: []*rpc.Change{change("member", m.ID, m)}}); err != nil {
+		t.Fatal(err)
+	}
+	a.views.setAlive("tid", true)
+	if view, _, _ := a.views.effective(); !view.Members["tid/net1"].Ready {
+		t.Error("a task that was started again without managers does not serve")
+	}
+	a.views.begin("term.2")
+	if view, _, _ := a.views.effective(); view.Members["tid/net1"].Ready {
+		t.Error("the managers are back, and not believed")
 	}
 }
 

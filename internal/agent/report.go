@@ -39,6 +39,9 @@ func (r *reporter) restore(statuses map[string]cloud.TaskStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	maps.Copy(r.known, statuses)
+	for id := range statuses {
+		r.unsent[id] = true // whether they were told is not known
+	}
 }
 
 func (r *reporter) statuses() map[string]cloud.TaskStatus {
@@ -52,6 +55,14 @@ func (r *reporter) get(task string) (cloud.TaskStatus, bool) {
 	defer r.mu.Unlock()
 	s, ok := r.known[task]
 	return s, ok
+}
+
+// told reports whether the managers have what was said last of the task.
+func (r *reporter) told(task string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, known := r.known[task]
+	return known && !r.unsent[task]
 }
 
 func (r *reporter) set(task string, s cloud.TaskStatus) {

@@ -40,8 +40,9 @@ type Agent struct {
 
 	mu     sync.Mutex
 	link   *Link         // of the open session
-	lost   time.Time     // since when there is no session; zero while there is one
 	online chan struct{} // closed when a session opens, made anew when it ends
+	alone  chan struct{} // closed when there has been no session for offlineAfter, made anew when one opens
+	lonely *time.Timer   // closes alone
 	logs   map[string]context.CancelFunc
 }
 
@@ -53,7 +54,7 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.RoleChanged == nil {
 		cfg.RoleChanged = func(cloud.Role) {}
 	}
-	a := &Agent{cfg: cfg, lost: time.Now(), online: make(chan struct{}), logs: map[string]context.CancelFunc{}}
+	a := &Agent{cfg: cfg, online: make(chan struct{}), alone: make(chan struct{}), logs: map[string]context.CancelFunc{}}
 	a.secrets = &files{dir: cfg.SecretsDir, logger: cfg.Logger}
 	a.reports = newReporter(a)
 	a.tasks = newTasks(a)
@@ -70,6 +71,14 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	a.mu.Lock()
+	a.expectManagers()
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.lonely.Stop()
+	}()
 	a.tasks.listen(ctx, &wg)
 	a.tasks.start(ctx, &wg)
 	wg.Go(func() { a.views.run(ctx) })
@@ -208,16 +217,26 @@ func (a *Agent) hello() *rpc.Hello {
 func (a *Agent) open(link *Link) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.link, a.lost = link, time.Time{}
+	a.link = link
 	close(a.online)
+	a.lonely.Stop()
+	a.alone = make(chan struct{})
 	a.reports.nudge()
 }
 
 func (a *Agent) close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.link, a.lost = nil, time.Now()
+	a.link = nil
 	a.online = make(chan struct{})
+	a.expectManagers()
+}
+
+// expectManagers begins to count how long there is no session. Called with mu held.
+func (a *Agent) expectManagers() {
+	alone := make(chan struct{})
+	a.alone = alone
+	a.lonely = time.AfterFunc(offlineAfter, func() { close(alone) })
 }
 
 // connected returns a way to the leader, or nil, and a channel that is closed when there is one.
@@ -227,14 +246,20 @@ func (a *Agent) connected() (*Link, <-chan struct{}) {
 	return a.link, a.online
 }
 
-// offlineFor returns how long there has been no session.
-func (a *Agent) offlineFor() time.Duration {
+// onItsOwn returns a channel that is closed while the node has to look after its tasks itself.
+func (a *Agent) onItsOwn() <-chan struct{} {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.lost.IsZero() {
-		return 0
+	return a.alone
+}
+
+func (a *Agent) isOnItsOwn() bool {
+	select {
+	case <-a.onItsOwn():
+		return true
+	default:
+		return false
 	}
-	return time.Since(a.lost)
 }
 
 // beat sends heartbeats and returns when the manager does not take them any more.

@@ -30,6 +30,9 @@ type runner struct {
 	restarts  uint64 // done here, without managers
 }
 
+// minRestartDelay is between restarts of a task that are done here: a policy without delay must not keep the host busy.
+const minRestartDelay = 100 * time.Millisecond
+
 func newRunner(a *Agent, t *cloud.Task) *runner {
 	return &runner{a: a, id: t.ID, task: t, wake: make(chan struct{}, 1)}
 }
@@ -86,10 +89,18 @@ func (r *runner) run(ctx context.Context) bool {
 		if dismissed {
 			break
 		}
+		var onItsOwn <-chan struct{}
+		if r.mayRestartHere() {
+			onItsOwn = r.a.onItsOwn()
+		}
 		select {
 		case <-ctx.Done():
 			return false
 		case <-r.wake:
+		case <-onItsOwn:
+			if r.restartHere(ctx) {
+				r.watch(ctx)
+			}
 		}
 	}
 	for r.remove(ctx) != nil {
@@ -124,10 +135,13 @@ func (r *runner) enter(s cloud.TaskState, message string, edit func(*cloud.TaskS
 	if edit != nil {
 		edit(&r.status)
 	}
-	if s.Ended() {
-		r.a.views.setDead(r.id, true)
+	r.a.reports.set(r.id, r.status) // before the views: they keep the statuses on disk
+	switch {
+	case s.Ended():
+		r.a.views.setDead(r.id)
+	case s == cloud.TaskRunning:
+		r.a.views.setAlive(r.id, r.a.isOnItsOwn())
 	}
-	r.a.reports.set(r.id, r.status)
 }
 
 func (r *runner) fail(s cloud.TaskState, message string, err error) {
@@ -149,7 +163,7 @@ func (r *runner) execute(ctx context.Context) {
 		}
 		return
 	case t.Status.State.Ended() || r.status.State.Ended():
-		r.a.views.setDead(r.id, true)
+		r.a.views.setDead(r.id)
 		if exists && c.State.Running {
 			r.stopContainer(ctx)
 		}
@@ -157,10 +171,8 @@ func (r *runner) execute(ctx context.Context) {
 	case exists && c.State.Running:
 		r.adopt(c)
 	case exists && !c.State.StartedAt.IsZero():
-		r.ended(ctx, c)
-		if r.status.State.Ended() {
-			return
-		}
+		r.ended(c)
+		return
 	case !exists && r.status.State >= cloud.TaskStarting:
 		r.fail(cloud.TaskFailed, "failed", errors.New("the task's container is gone"))
 		return
@@ -306,45 +318,40 @@ func (r *runner) begin(ctx context.Context) bool {
 
 // watch follows the started container: it is running when healthy, and failed when it ends, is unhealthy, or is gone.
 func (r *runner) watch(ctx context.Context) {
-	for ctx.Err() == nil {
-		ended := make(chan struct{})
-		wctx, cancel := context.WithCancel(ctx)
-		go func() {
-			defer close(ended)
-			_, _, _ = r.a.cfg.Engine.Wait(wctx, r.container, "not-running", nil)
-		}()
-		again := r.observe(ctx, ended)
-		cancel()
-		<-ended
-		if !again {
-			return
-		}
-	}
+	ended := make(chan struct{})
+	wctx, cancel := context.WithCancel(ctx)
+	go func() {
+		defer close(ended)
+		_, _, _ = r.a.cfg.Engine.Wait(wctx, r.container, "not-running", nil)
+	}()
+	r.observe(ctx, ended)
+	cancel()
+	<-ended
 }
 
-// observe looks at the container whenever something may have happened to it, until the task's end. It returns true when
-// the container was started anew.
-func (r *runner) observe(ctx context.Context, ended <-chan struct{}) (again bool) {
+// observe looks at the container whenever something may have happened to it, until the task's end.
+func (r *runner) observe(ctx context.Context, ended <-chan struct{}) {
 	for {
 		if _, unwanted, _ := r.look(); unwanted {
 			r.stop(ctx)
-			return false
+			return
 		}
 		c, err := r.a.cfg.Engine.Get(r.container)
 		switch {
 		case err != nil:
 			if fault.Is(err, fault.NotFound) {
 				r.fail(cloud.TaskFailed, "failed", errors.New("the task's container is gone"))
-				return false
+				return
 			}
 			r.a.cfg.Logger.Warn("look at a task's container", "task", r.id, "error", err)
 		case !c.State.Running:
-			return r.ended(ctx, c)
+			r.ended(c)
+			return
 		case health(c) == "unhealthy":
 			// Said before it is stopped: the others shall not send it requests for the time that takes.
 			r.fail(cloud.TaskFailed, "unhealthy", errors.New("task: unhealthy container"))
 			r.stopContainer(ctx)
-			return false
+			return
 		case health(c) == "starting":
 		case r.status.State < cloud.TaskRunning:
 			r.enter(cloud.TaskRunning, "started", func(s *cloud.TaskStatus) {
@@ -353,7 +360,7 @@ func (r *runner) observe(ctx context.Context, ended <-chan struct{}) (again bool
 		}
 		select {
 		case <-ctx.Done():
-			return false
+			return
 		case <-r.wake:
 		case <-ended:
 			ended = nil // its state is read above
@@ -368,17 +375,8 @@ func health(c container.Container) string {
 	return c.State.Health.Status
 }
 
-// ended notes how the container ended. Without managers it is started again as its restart policy says, as nobody else
-// would; then it returns true.
-func (r *runner) ended(ctx context.Context, c container.Container) (again bool) {
-	r.a.views.setDead(r.id, true)
-	if _, unwanted, _ := r.look(); !unwanted && r.a.offlineFor() > offlineAfter && r.restartHere(ctx, c) {
-		r.a.views.setDead(r.id, false)
-		return true
-	}
-	if ctx.Err() != nil {
-		return false
-	}
+// ended notes how the container ended.
+func (r *runner) ended(c container.Container) {
 	state, message := cloud.TaskComplete, "finished"
 	var why string
 	if c.State.ExitCode != 0 || c.State.ExitUnknown || c.State.Error != "" {
@@ -397,23 +395,31 @@ func (r *runner) ended(ctx context.Context, c container.Container) (again bool) 
 		state, message, why = cloud.TaskShutdown, "shutdown", ""
 	}
 	r.enter(state, message, func(s *cloud.TaskStatus) { s.Err, s.ExitCode, s.PID = why, c.State.ExitCode, 0 })
-	return false
+}
+
+// mayRestartHere reports whether the task ended by itself, no manager has heard of it, and its restart policy wants it to
+// run again. Then, and only while no manager can be reached, that is this node's business.
+func (r *runner) mayRestartHere() bool {
+	t, unwanted, _ := r.look()
+	policy := t.Spec.Restart
+	switch {
+	case unwanted, r.container == "", t.Status.State.Ended(), r.a.reports.told(r.id),
+		r.status.State != cloud.TaskFailed && r.status.State != cloud.TaskComplete,
+		policy.Condition == cloud.RestartNone,
+		policy.Condition == cloud.RestartOnFailure && r.status.State == cloud.TaskComplete,
+		policy.MaxAttempts > 0 && r.restarts >= policy.MaxAttempts:
+		return false
+	}
+	return true
 }
 
 // restartHere starts the container again after the policy's delay, unless a session opens before: then the managers
 // replace the task.
-func (r *runner) restartHere(ctx context.Context, c container.Container) bool {
+func (r *runner) restartHere(ctx context.Context) bool {
 	t, _, _ := r.look()
-	policy := t.Spec.Restart
-	switch {
-	case policy.Condition == cloud.RestartNone,
-		policy.Condition == cloud.RestartOnFailure && c.State.ExitCode == 0 && !c.State.ExitUnknown,
-		policy.MaxAttempts > 0 && r.restarts >= policy.MaxAttempts:
-		return false
-	}
 	delay := 5 * time.Second
-	if policy.Delay != nil {
-		delay = *policy.Delay
+	if d := t.Spec.Restart.Delay; d != nil {
+		delay = max(*d, minRestartDelay)
 	}
 	_, online := r.a.connected()
 	timer := time.NewTimer(delay)
@@ -433,10 +439,13 @@ func (r *runner) restartHere(ctx context.Context, c container.Container) bool {
 		}
 	}
 	r.restarts++
-	if err := r.a.cfg.Engine.Start(ctx, r.container); err != nil {
-		r.a.cfg.Logger.Warn("restart a task without managers", "task", r.id, "error", err)
+	if err := r.a.cfg.Engine.Start(ctx, r.container); err != nil && !fault.Is(err, fault.NotModified) {
+		if ctx.Err() == nil {
+			r.a.cfg.Logger.Warn("restart a task without managers", "task", t.Name(), "error", err)
+		}
 		return false
 	}
+	r.enter(cloud.TaskStarting, "starting", nil)
 	r.a.cfg.Logger.Info("restarted a task without managers", "task", t.Name())
 	return true
 }

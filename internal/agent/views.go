@@ -35,7 +35,7 @@ type views struct {
 	known   bool            // a view was read from disk or came whole from a manager
 	session string          // whose revisions the view has
 	open    string          // the open session
-	dead    map[string]bool // tasks of this node that run no more, ahead of the managers
+	local   map[string]bool // tasks of this node that serve, or do not, whatever the managers said last
 	applied *cloud.NodeView // that the networks agree with
 	ackRev  uint64          // the revision that the networks agree with
 	ackOf   string          // the session that ackRev belongs to
@@ -53,7 +53,7 @@ type kept struct {
 }
 
 func newViews(a *Agent) *views {
-	return &views{a: a, view: cloud.NewNodeView(), dead: map[string]bool{}, changed: make(chan struct{}),
+	return &views{a: a, view: cloud.NewNodeView(), local: map[string]bool{}, changed: make(chan struct{}),
 		wake: make(chan struct{}, 1), ackable: make(chan struct{}, 1)}
 }
 
@@ -119,6 +119,7 @@ func (v *views) begin(session string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.open = session
+	maps.DeleteFunc(v.local, func(_ string, serves bool) bool { return serves }) // from here on the managers say so
 	// Sessions of one term share their revisions: what was applied under the last one counts for this one.
 	if termOf(v.session) == termOf(session) {
 		v.session = session
@@ -153,11 +154,7 @@ func (v *views) change(c *rpc.ViewChange) error {
 	}
 	next.Revision = c.GetRevision()
 	v.view, v.session, v.known = &next, v.open, true
-	for id := range v.dead {
-		if next.Tasks[id] == nil {
-			delete(v.dead, id)
-		}
-	}
+	maps.DeleteFunc(v.local, func(id string, _ bool) bool { return next.Tasks[id] == nil })
 	v.mu.Unlock()
 	poke(v.wake)
 	// Most changes are of members elsewhere and concern no task of this node.
@@ -228,17 +225,29 @@ func (v *views) isKnown() bool {
 	return v.known
 }
 
-// setDead takes a task of this node out of its own names and virtual addresses at once, or, after a local restart, back.
-func (v *views) setDead(task string, dead bool) {
+// setDead takes a task of this node out of its own names and virtual addresses at once.
+func (v *views) setDead(task string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.dead[task] == dead {
+	if serves, known := v.local[task]; known && !serves {
 		return
 	}
-	if dead {
-		v.dead[task] = true
-	} else {
-		delete(v.dead, task)
+	v.local[task] = false
+	poke(v.wake)
+}
+
+// setAlive puts a task of this node back where the managers have it; if they cannot be asked, among those that serve.
+func (v *views) setAlive(task string, unasked bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	serves, known := v.local[task]
+	switch {
+	case unasked && !(known && serves):
+		v.local[task] = true
+	case !unasked && known:
+		delete(v.local, task)
+	default:
+		return
 	}
 	poke(v.wake)
 }
@@ -249,7 +258,7 @@ func (v *views) effective() (view *cloud.NodeView, session string, known bool) {
 	defer v.mu.Unlock()
 	view = v.view
 	var members map[string]*cloud.Member
-	for id := range v.dead {
+	for id, serves := range v.local {
 		t := view.Tasks[id]
 		if t == nil {
 			continue
@@ -257,14 +266,14 @@ func (v *views) effective() (view *cloud.NodeView, session string, known bool) {
 		for _, n := range t.Networks {
 			key := cloud.MemberID(id, n.NetworkID)
 			m := view.Members[key]
-			if m == nil || !m.Ready {
+			if m == nil || m.Ready == serves {
 				continue
 			}
 			if members == nil {
 				members = maps.Clone(view.Members)
 			}
 			c := *m
-			c.Ready = false
+			c.Ready = serves
 			members[key] = &c
 		}
 	}
