@@ -65,10 +65,10 @@ func run(ctx context.Context, bin, out, only string, runs int) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{runs: runs, tool: tool}
-	b.engines = append(b.engines, engine{"sampan", testhost.Options{Binaries: bin}, archive})
+	b := &bench{runs: runs, tool: tool, tmp: tmp}
+	b.engines = append(b.engines, engine{"sampan", testhost.Options{Binaries: bin, Args: []string{testhost.InsecureArg}}, archive})
 	if dockerd, err := exec.LookPath("dockerd"); err == nil {
-		b.engines = append(b.engines, engine{"docker", testhost.Options{Binaries: bin, Daemon: dockerd}, archive})
+		b.engines = append(b.engines, engine{"docker", testhost.Options{Binaries: bin, Daemon: dockerd, Args: []string{testhost.InsecureArg}}, archive})
 		version, _ := exec.CommandContext(ctx, dockerd, "--version").Output()
 		b.peer = strings.TrimSpace(string(version))
 	} else {

@@ -32,7 +32,11 @@ type lab struct {
 	*testhost.Lab
 	engine engine
 	tool   string // the program of the image, on this machine
+	tmp    string // folder of what is made once for all labs
 	round  int
+
+	registry *testhost.Registry // once one was needed
+	pushed   string             // the name of the big image there
 }
 
 func (l *lab) first() *testhost.Host { return l.Hosts[0] }
@@ -47,6 +51,7 @@ type bench struct {
 	engines []engine
 	runs    int
 	tool    string
+	tmp     string
 	peer    string
 	rows    []row
 }
@@ -121,7 +126,7 @@ func (b *bench) newLab(ctx context.Context, e engine, m measure) (*lab, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{Lab: tl, engine: e, tool: b.tool}
+	l := &lab{Lab: tl, engine: e, tool: b.tool, tmp: b.tmp}
 	if m.fresh {
 		return l, nil
 	}

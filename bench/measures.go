@@ -29,6 +29,8 @@ func measures() []measure {
 		{name: "swarm join of a worker", unit: "ms", goal: "", hosts: 2, fresh: true, samples: 5, sample: swarmJoin},
 		{name: "0 to 60 replicas on three hosts, each having answered", unit: "ms", goal: "< 1", hosts: 3, cluster: true, samples: 3, sample: scaleUp},
 		{name: "recovery of a lost host's replicas", unit: "ms", goal: "≤ 5000 ms", hosts: 3, fresh: true, samples: 3, sample: recovery},
+		{name: "load of a 500 MB image", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: loadBig},
+		{name: "pull of a 500 MB image", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: pullBig},
 		{name: "overlay TCP as a share of host to host (more is better)", unit: "", goal: "≥ 0.85 of host to host", hosts: 2, cluster: true, samples: 5, higher: true, sample: overlayShare},
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
-)
 
-const opaqueXattr = "trusted.overlay.opaque"
+	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
+)
 
 // upperEntry is one path of an overlay's upper folder.
 type upperEntry struct {
@@ -85,7 +85,7 @@ func isWhiteout(info fs.FileInfo) bool {
 
 func isOpaque(dir string) (bool, error) {
 	var b [1]byte
-	n, err := unix.Lgetxattr(dir, opaqueXattr, b[:])
+	n, err := unix.Lgetxattr(dir, layer.OpaqueXattr, b[:])
 	if err == unix.ENODATA || err == unix.ENOTSUP || err == unix.ERANGE {
 		return false, nil
 	}
@@ -94,8 +94,14 @@ func isOpaque(dir string) (bool, error) {
 
 // lookBelow finds a path in the layers, highest first, as overlayfs would; nil when it is not there.
 func lookBelow(lower []string, path string) (fs.FileInfo, error) {
-	for _, layer := range lower {
-		at, parts := layer, strings.Split(strings.Trim(path, "/"), "/")
+	_, info, err := findBelow(lower, path)
+	return info, err
+}
+
+// findBelow is lookBelow and tells where the file is.
+func findBelow(lower []string, path string) (string, fs.FileInfo, error) {
+	for _, folder := range lower {
+		at, parts := folder, strings.Split(strings.Trim(path, "/"), "/")
 		hidden := false // what lower layers have here is not seen
 		for i, part := range parts {
 			at = filepath.Join(at, part)
@@ -104,36 +110,36 @@ func lookBelow(lower []string, path string) (fs.FileInfo, error) {
 				break
 			}
 			if err != nil {
-				return nil, err
+				return "", nil, err
 			}
 			if isWhiteout(info) {
-				return nil, nil
+				return "", nil, nil
 			}
 			if i == len(parts)-1 {
-				return info, nil
+				return at, info, nil
 			}
 			if !info.IsDir() {
-				return nil, nil
+				return "", nil, nil
 			}
 			if o, err := isOpaque(at); err != nil {
-				return nil, err
+				return "", nil, err
 			} else if o {
 				hidden = true
 			}
 		}
 		if hidden {
-			return nil, nil
+			return "", nil, nil
 		}
 	}
-	return nil, nil
+	return "", nil, nil
 }
 
 // listBelow are the names that the layers show in a folder.
 func listBelow(lower []string, dir string) ([]string, error) {
 	seen := map[string]bool{} // name → there
-	for _, layer := range lower {
+	for _, folder := range lower {
 		// The folder in this layer counts only if no higher layer replaced it.
-		at := filepath.Join(layer, dir)
+		at := filepath.Join(folder, dir)
 		entries, err := os.ReadDir(at)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 			continue

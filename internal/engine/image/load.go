@@ -11,12 +11,12 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/images/archive"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -47,7 +47,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	}
 	defer func() { err = errors.Join(err, abortIngests(context.WithoutCancel(ctx), cs, "tar-")) }()
 
-	stream, err := compression.DecompressStream(r)
+	stream, _, err := layer.Decompress(r)
 	if err != nil {
 		return nil, fault.New(fault.InvalidArgument, "archive: %w", err)
 	}

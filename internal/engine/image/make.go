@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/klauspost/compress/gzip"
@@ -21,6 +20,7 @@ import (
 	"github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -132,8 +132,8 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 
 	now := stamp()
 	var in *countingReader
-	layer, diffID, err := s.writeLayer(ctx, "import-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
-		stream, err := compression.DecompressStream(r)
+	blob, diffID, err := s.writeLayer(ctx, "import-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
+		stream, _, err := layer.Decompress(r)
 		if err != nil {
 			return fault.New(fault.InvalidArgument, "archive: %w", err)
 		}
@@ -158,7 +158,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 		RootFS:       ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
 		History:      []ocispec.History{{Created: &now, Comment: o.Message}},
 	}
-	img, err := s.build(ctx, c, []ocispec.Descriptor{layer}, names...)
+	img, err := s.build(ctx, c, []ocispec.Descriptor{blob}, names...)
 	if err != nil && fault.KindOf(err) == fault.Internal && isTarError(err) {
 		err = fault.As(fault.InvalidArgument, fmt.Errorf("import: not a tar archive: %w", err))
 	}
@@ -227,7 +227,7 @@ func (s *Store) Commit(ctx context.Context, r CommitRequest) (_ Image, err error
 	}
 	now := stamp()
 	files := 0
-	layer, diffID, err := s.writeLayer(ctx, "commit-"+r.ContainerID+"-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
+	blob, diffID, err := s.writeLayer(ctx, "commit-"+r.ContainerID+"-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
 		t := newTarWriter(w)
 		upper := filepath.Join(dir, upperFolder)
 		err := walkUpper(ctx, upper, lower, func(e upperEntry) error {
@@ -256,7 +256,7 @@ func (s *Store) Commit(ctx context.Context, r CommitRequest) (_ Image, err error
 	layers := m.Layers
 	h := ocispec.History{Created: &now, Author: r.Author, Comment: r.Comment, CreatedBy: strings.Join(rc.Cmd, " "), EmptyLayer: files == 0}
 	if files > 0 {
-		layers = append(layers, layer)
+		layers = append(layers, blob)
 		c.RootFS.DiffIDs = append(c.RootFS.DiffIDs, diffID)
 	}
 	c.History = append(c.History, h)

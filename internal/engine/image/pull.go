@@ -238,22 +238,24 @@ func (p *puller) image(ctx context.Context, target ocispec.Descriptor) (*Image, 
 		})
 	}
 	g.Go(func() error {
-		for i, l := range m.Layers {
-			select {
-			case <-arrived[i]:
-			case <-gctx.Done():
-				return gctx.Err()
-			}
-			if err := p.s.unpackLayer(gctx, l, c.RootFS.DiffIDs, i, p.emit); err != nil {
-				return err
-			}
-			if known[i] {
-				p.emit(Progress{ID: short(l.Digest), Status: "Already exists"})
-			} else {
-				p.emit(Progress{ID: short(l.Digest), Status: "Pull complete"})
-			}
-		}
-		return nil
+		return p.s.unpackLayers(gctx, &unpacking{
+			layers: m.Layers, diffIDs: c.RootFS.DiffIDs, progress: p.emit,
+			arrived: func(ctx context.Context, n int) error {
+				select {
+				case <-arrived[n]:
+					return nil
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			},
+			stacked: func(n int) {
+				if known[n] {
+					p.emit(Progress{ID: short(m.Layers[n].Digest), Status: "Already exists"})
+				} else {
+					p.emit(Progress{ID: short(m.Layers[n].Digest), Status: "Pull complete"})
+				}
+			},
+		})
 	})
 	if err := g.Wait(); err != nil {
 		return nil, err

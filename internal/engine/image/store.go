@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"time"
@@ -61,14 +62,15 @@ type Store struct {
 	db      *metadata.DB
 	layers  snapshots.Snapshotter // the one below db's, to be closed
 
-	index    index
-	naming   sync.Mutex // of changes to image records
-	keys     keyedMutex // of blobs and chains being made
-	loading  sync.Mutex // one load or import of an archive at a time: their partial blobs are named by path
-	removing sync.Mutex // one removal at a time
-	gcMu     sync.Mutex
-	rootfs   rootfsTable
-	removals sync.WaitGroup // folders being deleted in the background
+	index     index
+	naming    sync.Mutex    // of changes to image records
+	keys      keyedMutex    // of blobs and chains being made
+	unpackers chan struct{} // slots of layers being extracted
+	loading   sync.Mutex    // one load or import of an archive at a time: their partial blobs are named by path
+	removing  sync.Mutex    // one removal at a time
+	gcMu      sync.Mutex
+	rootfs    rootfsTable
+	removals  sync.WaitGroup // folders being deleted in the background
 
 	stop   context.CancelFunc
 	closed context.Context
@@ -117,7 +119,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: overlayfs snapshotter: %w", err)
 	}
 	// Removal only renames inside the transaction; the files go when the garbage collector calls Cleanup.
-	sn, err := overlay.NewSnapshotter(lower, overlay.AsynchronousRemove, overlay.WithMetaStore(ms))
+	sn, err := overlay.NewSnapshotter(lower, overlay.AsynchronousRemove, overlay.WithUpperdirLabel, overlay.WithMetaStore(ms))
 	if err != nil {
 		return nil, fmt.Errorf("image store: overlayfs snapshotter under %s: %w", root, err)
 	}
@@ -133,7 +135,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: metadata: %w", err)
 	}
 	db := metadata.NewDB(bdb, cs, map[string]snapshots.Snapshotter{snapshotter: sn})
-	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn}
+	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn, unpackers: make(chan struct{}, unpackers())}
 	s.closed, s.stop = context.WithCancel(context.Background())
 	ctx := s.ns(s.closed)
 	if err := db.Init(ctx); err != nil {
@@ -150,6 +152,10 @@ func Open(cfg Config) (*Store, error) {
 	}
 	return s, nil
 }
+
+// unpackers is how many layers are extracted at once: each keeps one core busy with decompressing and half of one with
+// the rest.
+func unpackers() int { return min(max(runtime.NumCPU(), 2), 8) }
 
 // Close ends background work and closes the databases. Mounted root file systems stay mounted.
 func (s *Store) Close() error {

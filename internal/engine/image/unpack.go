@@ -1,25 +1,22 @@
 package image
 
 import (
-	"archive/tar"
 	"context"
 	"crypto/rand"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
-	"github.com/containerd/containerd/v2/pkg/archive"
-	"github.com/containerd/containerd/v2/pkg/archive/compression"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"golang.org/x/sys/unix"
+	"golang.org/x/sync/errgroup"
 
+	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
@@ -29,6 +26,7 @@ const (
 	labelRefContent  = "containerd.io/gc.ref.content."
 	labelRefSnapshot = "containerd.io/gc.ref.snapshot." + snapshotter
 	labelRefView     = labelRefSnapshot + "/view"
+	labelUpper       = "containerd.io/snapshot/overlay.upperdir"
 	viewPrefix       = "view/" // of the snapshot that tells where the folders of a chain are
 )
 
@@ -44,10 +42,8 @@ func (s *Store) adopt(ctx context.Context, target ocispec.Descriptor, progress f
 	if err != nil {
 		return nil, err
 	}
-	for i, l := range m.Layers {
-		if err := s.unpackLayer(ctx, l, c.RootFS.DiffIDs, i, progress); err != nil {
-			return nil, err
-		}
+	if err := s.unpackLayers(ctx, &unpacking{layers: m.Layers, diffIDs: c.RootFS.DiffIDs, progress: progress}); err != nil {
+		return nil, err
 	}
 	if err := s.bind(ctx, target, m, c); err != nil {
 		return nil, err
@@ -130,29 +126,94 @@ func (s *Store) leaseSnapshot(ctx context.Context, key string) error {
 	return s.leases().AddResource(ctx, leases.Lease{ID: id}, leases.Resource{ID: key, Type: resourceSnapshot})
 }
 
-// unpackLayer extracts layer n of an image on top of the layers below it, unless that has been done before.
-func (s *Store) unpackLayer(ctx context.Context, layer ocispec.Descriptor, diffIDs []digest.Digest, n int, progress func(Progress)) error {
-	chain, parent := chainOf(diffIDs[:n+1]), chainOf(diffIDs[:n])
+// unpacking is the extraction of an image's layers.
+type unpacking struct {
+	layers   []ocispec.Descriptor
+	diffIDs  []digest.Digest
+	progress func(Progress) // may be nil
+	// arrived returns when the blob of layer n is there; nil: all are.
+	arrived func(ctx context.Context, n int) error
+	// stacked is called, lowest first, when layer n is in its place; may be nil.
+	stacked func(n int)
+}
+
+// unpackLayers extracts the layers of an image, but for those that are there already. They are extracted side by side, in
+// whatever order they arrive, and stacked in their own.
+func (s *Store) unpackLayers(ctx context.Context, u *unpacking) error {
+	done := make([]chan struct{}, len(u.layers)) // closed when the layer and those below are in their place
+	for i := range done {
+		done[i] = make(chan struct{})
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	for n, l := range u.layers {
+		g.Go(func() error {
+			if u.arrived != nil {
+				if err := u.arrived(gctx, n); err != nil {
+					return err
+				}
+			}
+			below := func() error {
+				if n == 0 {
+					return nil
+				}
+				select {
+				case <-done[n-1]:
+					return nil
+				case <-gctx.Done():
+					return gctx.Err()
+				}
+			}
+			if err := s.unpackLayer(gctx, u, n, below); err != nil {
+				return fmt.Errorf("layer %s: %w", short(l.Digest), err)
+			}
+			if u.stacked != nil {
+				u.stacked(n)
+			}
+			close(done[n])
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// unpackLayer extracts layer n and puts it on top of those below, which below waits for, unless that has been done before.
+func (s *Store) unpackLayer(ctx context.Context, u *unpacking, n int, below func() error) error {
+	chain, parent := chainOf(u.diffIDs[:n+1]), chainOf(u.diffIDs[:n])
 	unlock, err := s.keys.lock(ctx, "chain/"+chain)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if there, err := s.holdSnapshot(ctx, chain); there || err != nil {
+	if there, err := s.holdSnapshot(ctx, chain); err != nil {
 		return err
+	} else if there {
+		return below()
+	}
+	// Whoever has one of the slots waits for nothing but its own work, so none of them is lost to a wait in a circle.
+	select {
+	case s.unpackers <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	sn := s.snapshots()
 	key := "extract/" + rand.Text() + "/" + chain
-	mounts, err := sn.Prepare(ctx, key, parent)
-	if err != nil {
-		return fmt.Errorf("layer %s: %w", short(layer.Digest), err)
+	dir, applied, err := s.extractAlone(ctx, u, n, key)
+	<-s.unpackers
+	if err == nil {
+		err = below()
 	}
-	err = s.extract(ctx, layer, diffIDs[n], mounts, progress)
+	if err == nil && n > 0 {
+		err = s.adoptFolders(ctx, dir, applied, u.diffIDs[:n])
+	}
 	if err == nil {
 		err = failpoint.Hit("engine/image.unpack.before-commit")
 	}
 	if err == nil {
-		err = sn.Commit(ctx, chain, key)
+		var opts []snapshots.Opt
+		if parent != "" {
+			opts = append(opts, snapshots.WithParent(parent))
+		}
+		err = sn.Commit(ctx, chain, key, opts...)
 		if errdefs.IsAlreadyExists(err) {
 			err = nil
 			_ = sn.Remove(context.WithoutCancel(ctx), key)
@@ -160,42 +221,91 @@ func (s *Store) unpackLayer(ctx context.Context, layer ocispec.Descriptor, diffI
 	}
 	if err != nil {
 		_ = sn.Remove(context.WithoutCancel(ctx), key)
-		return fmt.Errorf("layer %s: %w", short(layer.Digest), err)
 	}
-	return nil
+	return err
 }
 
-// extract writes a layer into the folder of an active snapshot and checks that what came out of the compression is what
-// the image's config promises.
-func (s *Store) extract(ctx context.Context, layer ocispec.Descriptor, want digest.Digest, mounts []mount.Mount, progress func(Progress)) error {
-	upper, parents, err := foldersOf(mounts)
+// extractAlone extracts layer n into a snapshot of its own, which stands on no other yet.
+func (s *Store) extractAlone(ctx context.Context, u *unpacking, n int, key string) (dir string, a layer.Applied, err error) {
+	mounts, err := s.snapshots().Prepare(ctx, key, "")
 	if err != nil {
-		return err
+		return "", a, err
 	}
-	ra, err := s.content().ReaderAt(ctx, layer)
+	if dir, _, err = foldersOf(mounts); err != nil {
+		return "", a, err
+	}
+	a, err = s.extract(ctx, u.layers[n], u.diffIDs[n], dir, n == 0, u.progress)
+	return dir, a, err
+}
+
+// adoptFolders gives the folders that a layer in dir only implies what the layers below, which are in their place, say
+// of them.
+func (s *Store) adoptFolders(ctx context.Context, dir string, a layer.Applied, below []digest.Digest) error {
+	var lower []string // highest first
+	for n := len(below); n > 0 && len(a.Implied) > 0; n-- {
+		folder, err := s.folderOf(ctx, chainOf(below[:n]))
+		if err != nil {
+			return err
+		}
+		lower = append(lower, folder)
+	}
+	return a.Adopt(dir, func(name string) (string, error) {
+		if name == "/" {
+			return lower[0], nil
+		}
+		at, info, err := findBelow(lower, name)
+		if err != nil || info == nil || !info.IsDir() {
+			return "", err
+		}
+		return at, nil
+	})
+}
+
+// folderOf is the folder of a chain's highest layer.
+func (s *Store) folderOf(ctx context.Context, chain string) (string, error) {
+	info, err := s.snapshots().Stat(ctx, chain)
 	if err != nil {
-		return err
+		return "", err
+	}
+	dir := info.Labels[labelUpper]
+	if dir == "" {
+		return "", fmt.Errorf("the snapshotter does not say where layers %s are", chain)
+	}
+	return dir, nil
+}
+
+// extract writes a layer into a folder and checks that what came out of the compression is what the image's config
+// promises. Decompression, digest and extraction run side by side.
+func (s *Store) extract(ctx context.Context, desc ocispec.Descriptor, want digest.Digest, dir string, lowest bool, progress func(Progress)) (layer.Applied, error) {
+	ra, err := s.content().ReaderAt(ctx, desc)
+	if err != nil {
+		return layer.Applied{}, err
 	}
 	defer ra.Close()
-	meter := newMeter(progress, Progress{ID: short(layer.Digest), Status: "Extracting", Total: layer.Size})
-	stream, err := compression.DecompressStream(io.TeeReader(content.NewReader(ra), meter))
+	meter := newMeter(progress, Progress{ID: short(desc.Digest), Status: "Extracting", Total: desc.Size})
+	stream, _, err := layer.Decompress(io.TeeReader(content.NewReader(ra), meter))
 	if err != nil {
-		return fault.New(fault.InvalidArgument, "compression: %w", err)
+		return layer.Applied{}, fault.New(fault.InvalidArgument, "compression: %w", err)
 	}
 	defer stream.Close()
-	sum := digest.Canonical.Digester()
-	in := io.TeeReader(stream, sum.Hash())
-	if err := applyTar(ctx, in, upper, parents); err != nil {
-		return fmt.Errorf("extracting: %w", err)
+	if !want.Algorithm().Available() {
+		return layer.Applied{}, fault.New(fault.InvalidArgument, "diff ID %s: unknown algorithm", want)
+	}
+	sum := want.Algorithm().Digester()
+	in := layer.NewPipe(stream, sum.Hash())
+	defer in.Close()
+	a, err := layer.Apply(ctx, dir, in, lowest)
+	if err != nil {
+		return a, fmt.Errorf("extracting: %w", err)
 	}
 	if _, err := io.Copy(io.Discard, in); err != nil { // what follows the archive's end counts for the digest
-		return fmt.Errorf("extracting: %w", err)
+		return a, fmt.Errorf("extracting: %w", err)
 	}
 	if sum.Digest() != want {
-		return fault.New(fault.InvalidArgument, "its content has the digest %s, the image's config names %s: the image is damaged or forged", sum.Digest(), want)
+		return a, fault.New(fault.InvalidArgument, "its content has the digest %s, the image's config names %s: the image is damaged or forged", sum.Digest(), want)
 	}
 	meter.done()
-	return nil
+	return a, nil
 }
 
 // foldersOf reads from a snapshot's mounts the folder that gets its files and those of its parents, highest first. For
@@ -219,87 +329,6 @@ func foldersOf(mounts []mount.Mount) (upper string, lower []string, err error) {
 		return "", nil, fmt.Errorf("snapshot has a mount of type %s without folders", m.Type)
 	}
 	return upper, lower, nil
-}
-
-// applyTar extracts a layer into an overlay's upper folder: whiteouts become character devices 0:0 and opaque folders
-// get their attribute; in the lowest layer, where there is nothing to hide, they are left out. Files that the archive
-// says are sparse get their holes back.
-func applyTar(ctx context.Context, r io.Reader, upper string, parents []string) error {
-	var sparse []string
-	opts := []archive.ApplyOpt{
-		archive.WithFilter(func(h *tar.Header) (bool, error) {
-			if h.Typeflag == tar.TypeGNUSparse {
-				// The reader already expands it; the extraction below knows regular files only.
-				h.Typeflag = tar.TypeReg
-				sparse = append(sparse, h.Name)
-			} else if h.PAXRecords["GNU.sparse.major"] != "" {
-				sparse = append(sparse, h.Name)
-			}
-			return true, nil
-		}),
-	}
-	if len(parents) > 0 {
-		opts = append(opts, archive.WithParents(parents), archive.WithConvertWhiteout(archive.OverlayConvertWhiteout))
-	}
-	if _, err := archive.Apply(ctx, upper, r, opts...); err != nil {
-		return err
-	}
-	if len(sparse) == 0 {
-		return nil
-	}
-	root, err := os.OpenRoot(upper) // a link in the layer must not lead a later open out of it
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	for _, name := range sparse {
-		f, err := root.OpenFile(filepath.Clean(strings.TrimLeft(name, "/")), os.O_RDWR|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			continue // replaced or removed by a later entry
-		}
-		st, _ := f.Stat()
-		err = punchZeros(f)
-		if st != nil {
-			_ = unix.Futimes(int(f.Fd()), []unix.Timeval{unix.NsecToTimeval(st.ModTime().UnixNano()), unix.NsecToTimeval(st.ModTime().UnixNano())})
-		}
-		f.Close()
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// punchZeros gives the blocks of f that are all zeros back to the file system.
-func punchZeros(f *os.File) error {
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return err
-	}
-	const block = 64 << 10
-	buf := make([]byte, block)
-	for off := int64(0); ; off += block {
-		n, err := io.ReadFull(f, buf)
-		if n > 0 && allZero(buf[:n]) {
-			if e := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, int64(n)); e != nil {
-				return nil // the file system has no holes: the file is right all the same
-			}
-		}
-		if err == io.EOF || err == io.ErrUnexpectedEOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-func allZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
 }
 
 // short is a digest as progress lines show it.
