@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"maps"
+	"reflect"
 	"sync"
 	"time"
 
@@ -25,7 +26,7 @@ type reporter struct {
 
 	mu     sync.Mutex
 	known  map[string]cloud.TaskStatus
-	unsent map[string]bool
+	unsent map[string]bool // not told, or not known to be
 	urgent bool
 }
 
@@ -100,18 +101,17 @@ func (r *reporter) take() map[string]cloud.TaskStatus {
 	for id := range r.unsent {
 		batch[id] = r.known[id]
 	}
-	clear(r.unsent)
 	r.urgent = false
 	return batch
 }
 
-// giveBack notes that a batch was not told; what changed since stays newer.
-func (r *reporter) giveBack(batch map[string]cloud.TaskStatus) {
+// done notes that a batch was told; what changed since was not.
+func (r *reporter) done(batch map[string]cloud.TaskStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id := range batch {
-		if _, ok := r.known[id]; ok {
-			r.unsent[id] = true
+	for id, s := range batch {
+		if reflect.DeepEqual(r.known[id], s) {
+			delete(r.unsent, id)
 		}
 	}
 }
@@ -140,8 +140,13 @@ func (r *reporter) run(ctx context.Context) {
 		if len(batch) == 0 {
 			continue
 		}
-		if err := r.send(ctx, link, batch); err != nil && ctx.Err() == nil {
-			r.giveBack(batch)
+		err := r.send(ctx, link, batch)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			r.done(batch)
+		default:
 			r.a.cfg.Logger.Debug("states of tasks could not be reported: will try again", "tasks", len(batch), "error", err)
 			if !pause(ctx, reportRetry) {
 				return

@@ -28,6 +28,7 @@ const (
 	minBackoff     = 50 * time.Millisecond
 	maxBackoff     = 500 * time.Millisecond
 	describePeriod = 10 * time.Second
+	tellEvery      = time.Minute // how often the log says that there is no session
 )
 
 // Agent is one node's side of the cluster.
@@ -84,6 +85,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	wg.Go(func() { a.views.run(ctx) })
 	wg.Go(func() { a.reports.run(ctx) })
 	backoff := minBackoff
+	var told time.Time
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := a.session(ctx)
@@ -96,11 +98,12 @@ func (a *Agent) Run(ctx context.Context) error {
 		if a.cfg.Removed != nil && fault.Is(err, fault.NotFound) {
 			a.cfg.Removed()
 		}
-		level := slog.LevelInfo
-		if backoff < maxBackoff {
-			level = slog.LevelDebug // managers come and go; only those that stay away are worth a line
+		// Managers come and go; only those that stay away are worth a line, and not one for each attempt.
+		level := slog.LevelDebug
+		if a.isOnItsOwn() && time.Since(told) > tellEvery {
+			level, told = slog.LevelWarn, time.Now()
 		}
-		a.cfg.Logger.Log(ctx, level, "no session with the managers: will try again", "error", err)
+		a.cfg.Logger.Log(ctx, level, "no session with the managers: this node goes on from what it knows and tries again", "error", err)
 		pause(ctx, backoff/2+rand.N(backoff))
 		backoff = min(2*backoff, maxBackoff)
 	}
@@ -219,8 +222,9 @@ func (a *Agent) open(link *Link) {
 	defer a.mu.Unlock()
 	a.link = link
 	close(a.online)
-	a.lonely.Stop()
-	a.alone = make(chan struct{})
+	if !a.lonely.Stop() { // it is closed
+		a.alone = make(chan struct{})
+	}
 	a.reports.nudge()
 }
 
@@ -234,8 +238,7 @@ func (a *Agent) close() {
 
 // expectManagers begins to count how long there is no session. Called with mu held.
 func (a *Agent) expectManagers() {
-	alone := make(chan struct{})
-	a.alone = alone
+	alone := a.alone
 	a.lonely = time.AfterFunc(offlineAfter, func() { close(alone) })
 }
 

@@ -81,7 +81,7 @@ func (r *runner) while(ctx context.Context) (context.Context, context.CancelFunc
 func (r *runner) run(ctx context.Context) bool {
 	r.status, _ = r.a.reports.get(r.id)
 	r.execute(ctx)
-	for {
+	for told := false; ; {
 		_, _, dismissed := r.look()
 		if ctx.Err() != nil {
 			return false
@@ -90,7 +90,7 @@ func (r *runner) run(ctx context.Context) bool {
 			break
 		}
 		var onItsOwn <-chan struct{}
-		if r.mayRestartHere() {
+		if !told && r.mayRestartHere() {
 			onItsOwn = r.a.onItsOwn()
 		}
 		select {
@@ -98,7 +98,7 @@ func (r *runner) run(ctx context.Context) bool {
 			return false
 		case <-r.wake:
 		case <-onItsOwn:
-			if r.restartHere(ctx) {
+			if told = r.a.reports.told(r.id); !told && r.restartHere(ctx) {
 				r.watch(ctx)
 			}
 		}
@@ -397,13 +397,13 @@ func (r *runner) ended(c container.Container) {
 	r.enter(state, message, func(s *cloud.TaskStatus) { s.Err, s.ExitCode, s.PID = why, c.State.ExitCode, 0 })
 }
 
-// mayRestartHere reports whether the task ended by itself, no manager has heard of it, and its restart policy wants it to
-// run again. Then, and only while no manager can be reached, that is this node's business.
+// mayRestartHere reports whether the task ended by itself and its restart policy wants it to run again. That is this
+// node's business only if no manager has heard of it, and while none can be reached.
 func (r *runner) mayRestartHere() bool {
 	t, unwanted, _ := r.look()
 	policy := t.Spec.Restart
 	switch {
-	case unwanted, r.container == "", t.Status.State.Ended(), r.a.reports.told(r.id),
+	case unwanted, r.container == "", t.Status.State.Ended(),
 		r.status.State != cloud.TaskFailed && r.status.State != cloud.TaskComplete,
 		policy.Condition == cloud.RestartNone,
 		policy.Condition == cloud.RestartOnFailure && r.status.State == cloud.TaskComplete,
