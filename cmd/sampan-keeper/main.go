@@ -3,6 +3,7 @@
 //
 //	sampan-keeper serve --exec-root DIR   serve the daemon of an exec root
 //	sampan-keeper init                    the first steps of a container's process; started by serve only
+//	sampan-keeper compile-filter          compiles a seccomp profile; started by serve only
 //	sampan-keeper version
 package main
 
@@ -26,6 +27,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/keeper/filtercache"
 	"github.com/sampan-cloud/sampan/internal/keeper/names"
 	"github.com/sampan-cloud/sampan/internal/keeper/server"
 )
@@ -40,6 +42,10 @@ func init() { runtime.LockOSThread() }
 func main() {
 	// A container's process on its way to its program: nothing else may happen here.
 	if len(os.Args) > 1 && os.Args[1] == "init" {
+		if err := filtercache.Use(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		libcontainer.Init()
 	}
 	if err := run(os.Args[1:]); err != nil {
@@ -52,6 +58,8 @@ func run(args []string) error {
 	switch {
 	case len(args) > 0 && args[0] == "serve":
 		return serve(args[1:])
+	case len(args) == 1 && args[0] == "compile-filter":
+		return filtercache.Compile(os.Stdin, os.Stdout)
 	case len(args) == 1 && args[0] == "version":
 		fmt.Printf("sampan-keeper %s, protocol %d\n", version, keeper.ProtocolVersion)
 		return nil
@@ -108,6 +116,7 @@ func serve(args []string) error {
 		ExecRoot:     *execRoot,
 		CgroupParent: *cgroupParent,
 		Names:        names.New(logger),
+		Filters:      filtercache.New("/proc/self/exe", "compile-filter"),
 		Logger:       logger,
 		HandoverFD:   *handoverFD,
 		ResumeFD:     *resumeFD,

@@ -106,7 +106,19 @@ func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
 	s.publish(c)
 	p.run()
 	s.watch(c, p)
+	go s.learnFilter(config.Seccomp)
 	return p.status(), nil
+}
+
+// learnFilter sees to it that the next start with this profile has it compiled.
+func (s *Server) learnFilter(profile *configs.Seccomp) {
+	end := s.beginStart() // it makes a child, which is not a stray
+	defer end(nil)
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if err := s.cfg.Filters.Learn(ctx, profile); err != nil {
+		s.log.Debug("a seccomp profile is compiled at every start", "err", err)
+	}
 }
 
 // launch starts a process of a container with its streams, and opens our side of them. What it did is undone by u.
@@ -116,6 +128,9 @@ func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontain
 		return err
 	}
 	defer ends.close()
+	if filters := s.cfg.Filters.File(); filters != nil {
+		process.ExtraFiles = []*os.File{filters}
+	}
 	if socket != nil {
 		defer socket.ours.Close()
 		process.ConsoleSocket = socket.theirs

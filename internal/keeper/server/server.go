@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -29,11 +30,19 @@ type NameServer interface {
 	Close() error
 }
 
+// FilterCache learns seccomp profiles, so that the next start with one is quicker; internal/keeper/filtercache is one.
+type FilterCache interface {
+	Learn(context.Context, *configs.Seccomp) error
+	// File is the first extra file of each process that is started in a container, nil if it needs none.
+	File() *os.File
+}
+
 // Config is what a keeper is started with.
 type Config struct {
 	ExecRoot     string
 	CgroupParent string
 	Names        NameServer // nil: name tables are kept and not served
+	Filters      FilterCache
 	Logger       *slog.Logger
 	// HandoverFD is the socket by which the daemon hands over what it holds, -1 without one.
 	HandoverFD int

@@ -1,11 +1,15 @@
 // The program that the tests run in containers. A container's first process gets no signal without a handler.
 #define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 static void all(int fd, const char *p, size_t n) {
@@ -67,6 +71,16 @@ int main(int argc, char **argv) {
 		say("done\n"); for (;;) pause();
 	}
 	if (!strcmp(do_, "tty")) { say(isatty(0) && isatty(1) ? "tty\n" : "no tty\n"); size(); for (;;) pause(); }
+	if (!strcmp(do_, "filter")) { // what seccomp says of mkdir, and which descriptors are open
+		char line[64];
+		errno = 0;
+		mkdir("/dev/x", 0700);
+		snprintf(line, sizeof line, "mkdir %d, mode %d, open", errno, prctl(PR_GET_SECCOMP));
+		say(line);
+		for (int fd = 0; fd < 1024; fd++)
+			if (fcntl(fd, F_GETFD) >= 0) { snprintf(line, sizeof line, " %d", fd); say(line); }
+		return 0;
+	}
 	if (!strcmp(do_, "eat")) { for (;;) { char *p = malloc(1 << 20); if (!p) return 97; memset(p, 1, 1 << 20); } }
 	return 96;
 }

@@ -1,0 +1,110 @@
+package filtercache
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"sync"
+
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"golang.org/x/sys/unix"
+)
+
+// Cache is what a keeper has learned.
+type Cache struct {
+	command []string // a program that calls Compile with its standard input and output
+
+	mu      sync.Mutex
+	known   map[[sha256.Size]byte]bool // also those that taught nothing
+	entries [][]byte
+	file    *os.File // all entries; one that was replaced is closed once no start holds it any more
+}
+
+// New returns an empty cache. command is run to compile a profile: it must call Compile.
+func New(command ...string) *Cache {
+	return &Cache{command: command, known: map[[sha256.Size]byte]bool{}}
+}
+
+// File is what an init must have as its first extra file, nil as long as nothing was learned. It is not to be closed.
+func (c *Cache) File() *os.File {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.file
+}
+
+// Learn compiles a profile that is not known yet and lays the result out for the inits to come.
+func (c *Cache) Learn(ctx context.Context, profile *configs.Seccomp) error {
+	if profile == nil {
+		return nil
+	}
+	text, err := json.Marshal(profile)
+	if err != nil {
+		return err
+	}
+	key := sha256.Sum256(text)
+	c.mu.Lock()
+	known := c.known[key]
+	c.known[key] = true
+	c.mu.Unlock()
+	if known {
+		return nil
+	}
+	cmd := exec.CommandContext(ctx, c.command[0], c.command[1:]...)
+	cmd.Stdin = bytes.NewReader(text)
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	entry, err := cmd.Output()
+	if err == nil && !wellFormed(entry) {
+		err = errors.New("it is not one that libseccomp compiles")
+	}
+	if err != nil {
+		return fmt.Errorf("compiling a seccomp profile ahead: %w %s", err, bytes.TrimSpace(complaint.Bytes()))
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.entries = append(c.entries, entry); len(c.entries) > limit {
+		c.entries = c.entries[1:]
+	}
+	c.file, err = layOut(c.entries)
+	return err
+}
+
+// wellFormed tells whether b is one entry: the lengths of a description and a program, and both.
+func wellFormed(b []byte) bool {
+	if len(b) < 8 {
+		return false
+	}
+	description, program := uint64(binary.NativeEndian.Uint32(b)), uint64(binary.NativeEndian.Uint32(b[4:]))
+	return description > 0 && program > 0 && uint64(len(b)) == 8+description+program
+}
+
+// magic begins the file; FILTERCACHE_MAGIC in wrap.h is the same.
+const magic = "sampanF\x00"
+
+// layOut puts the entries into a file that nobody can write to.
+func layOut(entries [][]byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("seccomp-filters", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	file := os.NewFile(uintptr(fd), "seccomp-filters")
+	_, err = file.WriteString(magic)
+	for _, e := range entries {
+		if err == nil {
+			_, err = file.Write(e)
+		}
+	}
+	if err == nil {
+		_, err = unix.FcntlInt(file.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("laying out learned filters: %w", errors.Join(err, file.Close()))
+	}
+	return file, nil
+}
