@@ -103,8 +103,13 @@ func securityOptions() []string {
 }
 
 func capabilities(version string) docker.Capabilities {
-	c := docker.Capabilities{MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true}
-	if version == "1" {
+	var c docker.Capabilities
+	if version == "2" {
+		text, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+		has := func(controller string) bool { return slices.Contains(strings.Fields(string(text)), controller) }
+		c = docker.Capabilities{MemoryLimit: has("memory"), SwapLimit: has("memory"), CPUCfsPeriod: has("cpu"), CPUCfsQuota: has("cpu"),
+			CPUShares: has("cpu"), CPUSet: has("cpuset"), PidsLimit: has("pids")}
+	} else {
 		has := func(file string) bool {
 			matches, _ := filepath.Glob("/sys/fs/cgroup/" + file)
 			return len(matches) > 0

@@ -148,7 +148,7 @@ func (l *Lab) Swarm(ctx context.Context, managers int) error {
 // Close ends every process of the lab and takes back everything it made; its folder is removed.
 func (l *Lab) Close(ctx context.Context) error {
 	// Closing must work after the caller's context was cancelled (Ctrl-C), within a bound of its own.
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 60*time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Patient(60*time.Second))
 	defer cancel()
 	errs := []error{l.Each(func(h *Host) error {
 		return errors.Join(h.end(ctx, syscall.SIGKILL), h.killEverything(ctx), h.wipeExec())

@@ -14,10 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hierarchyDepth is how many slashes the path of a host's own group has below /sys/fs/cgroup: one where controllers are
-// mounted one by one.
-const hierarchyDepth = 1
-
 // cgroupRoots are the hierarchies in which a group of a host can be.
 func cgroupRoots() []string {
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
@@ -159,8 +155,9 @@ func (l *Lab) TakeResidue() (Residue, error) {
 	}
 	for _, h := range l.Hosts {
 		for _, root := range cgroupRoots() {
-			_ = filepath.WalkDir(filepath.Join(root, h.CgroupParent()), func(path string, d fs.DirEntry, err error) error {
-				if err == nil && d.IsDir() {
+			own := filepath.Join(root, h.CgroupParent()) // made once and kept
+			_ = filepath.WalkDir(own, func(path string, d fs.DirEntry, err error) error {
+				if err == nil && d.IsDir() && path != own {
 					r["cgroup "+path] = true
 				}
 				return nil
@@ -186,8 +183,8 @@ func (l *Lab) TakeResidue() (Residue, error) {
 // spares are the sandboxes that a host keeps ready: namespaces that belong to no container and are no leak.
 const spares = 4
 
-// Left lists what is in now and was not in r. What a host makes once and keeps (its
-// control groups, its overlays' way out, sandboxes kept ready) is not counted.
+// Left lists what is in now and was not in r. What a host makes once and keeps (its overlays' way out, sandboxes kept
+// ready) is not counted.
 func (r Residue) Left(now Residue) []string {
 	var left []string
 	sandboxes := map[string]int{}
@@ -198,9 +195,6 @@ func (r Residue) Left(now Residue) []string {
 			}
 		}
 		if strings.HasSuffix(item, "/sampan_gwbridge") { // every host's way out of its overlays, made once
-			continue
-		}
-		if path, ok := strings.CutPrefix(item, "cgroup "); ok && strings.Count(strings.TrimPrefix(path, "/sys/fs/cgroup/"), "/") <= hierarchyDepth {
 			continue
 		}
 		if !r[item] {

@@ -3,6 +3,9 @@ package testhost
 import (
 	"context"
 	"fmt"
+	"os"
+	"strconv"
+	"sync"
 	"time"
 )
 
@@ -31,8 +34,18 @@ func Wait(ctx context.Context, what string, ready func(ctx context.Context) erro
 	}
 }
 
-// WaitFor is Wait with a bound of its own.
+// Patient stretches a bound for machines that are slow by nature: SAMPAN_PATIENCE says how many times, as emulated ones
+// need. It is for bounds alone, which only a test that fails reaches.
+func Patient(bound time.Duration) time.Duration { return bound * patience() }
+
+var patience = sync.OnceValue(func() time.Duration {
+	n, _ := strconv.Atoi(os.Getenv("SAMPAN_PATIENCE"))
+	return time.Duration(max(n, 1))
+})
+
+// WaitFor is Wait with a bound of its own, stretched by Patient.
 func WaitFor(ctx context.Context, bound time.Duration, what string, ready func(ctx context.Context) error) error {
+	bound = Patient(bound)
 	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	return Wait(ctx, fmt.Sprintf("%s (%s)", what, bound), ready)

@@ -147,11 +147,41 @@ func (h hierarchy) has(controller string) bool {
 	return ok
 }
 
-// hasFile reports whether a v1 controller knows a file; under v2 it is true.
-func (h hierarchy) hasFile(controller, file string) bool {
+// limitsSwap reports whether a container's use of swap can be limited.
+func (h hierarchy) limitsSwap() bool {
 	if h.unified() {
-		return true
+		return h.groupsHave("memory.max", "memory.swap.max")
 	}
+	return h.v1Has("memory", "memory.memsw.limit_in_bytes")
+}
+
+// weighsIO reports whether containers can have shares of block I/O.
+func (h hierarchy) weighsIO() bool {
+	if h.unified() {
+		return h.has("blkio") && (h.groupsHave("io.max", "io.weight") || h.groupsHave("io.max", "io.bfq.weight"))
+	}
+	return h.v1Has("blkio", "blkio.weight") || h.v1Has("blkio", "blkio.bfq.weight")
+}
+
+// keepsFromOOM reports whether a container can be kept from being killed for memory.
+func (h hierarchy) keepsFromOOM() bool { return !h.unified() && h.v1Has("memory", "memory.oom_control") }
+
+// schedulesRealtime reports whether a container can have a share of real-time scheduling.
+func (h hierarchy) schedulesRealtime() bool { return !h.unified() && h.v1Has("cpu", "cpu.rt_period_us") }
+
+// v1Has reports whether a controller of version 1 knows a file.
+func (h hierarchy) v1Has(controller, file string) bool {
 	mp, ok := h.v1[controller]
 	return ok && unix.Access(filepath.Join(mp, file), unix.F_OK) == nil
+}
+
+// groupsHave reports whether a group of version 2 that has the file sign, which tells that its controller is on, has
+// another one too. The root group has neither, so any other is asked; where there is none yet, the kernel gets the
+// benefit of the doubt.
+func (h hierarchy) groupsHave(sign, file string) bool {
+	signs, err := filepath.Glob(filepath.Join(h.v2, "*", sign))
+	if err != nil || len(signs) == 0 {
+		return true
+	}
+	return unix.Access(filepath.Join(filepath.Dir(signs[0]), file), unix.F_OK) == nil
 }

@@ -271,10 +271,48 @@ func TestValidate(t *testing.T) {
 }
 
 func TestLimitsWithoutControllers(t *testing.T) {
-	r := Resources{Memory: 64 << 20, PidsLimit: 5, CPUShares: 5, CpusetCpus: "0"}
+	r := Resources{Memory: 64 << 20, PidsLimit: 5, CPUShares: 5, CpusetCpus: "0", CPURealtimeRuntime: 5, BlkioWeightDevice: []WeightDevice{{"/dev/null", 50}},
+		BlkioReadBps: []ThrottleDevice{{"/dev/null", 1}}}
 	w, err := validateResources(&r, hierarchy{v1: map[string]string{"devices": "/x"}}, 2, false)
-	if err != nil || len(w) != 4 || r.Memory != 0 || r.PidsLimit != 0 || r.CPUShares != 0 || r.CpusetCpus != "" {
+	if err != nil || len(w) != 7 || !reflect.DeepEqual(r, Resources{}) {
 		t.Errorf("%v %v %+v", w, err, r)
+	}
+}
+
+// TestLimitsOfVersion2: what version 2 of control groups does not have is dropped with a warning, and what this kernel
+// lacks of it too.
+func TestLimitsOfVersion2(t *testing.T) {
+	root := t.TempDir()
+	write := func(name, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(root, name)), 0o755), os.WriteFile(filepath.Join(root, name), []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("cgroup.controllers", "cpuset cpu io memory pids")
+	swappiness, off := int64(10), true
+	asked := Resources{Memory: 64 << 20, MemorySwap: 96 << 20, MemorySwappiness: &swappiness, CPURealtimeRuntime: 5, BlkioWeight: 300}
+	r := asked
+	w, err := validateResources(&r, hierarchy{v2: root}, 2, false)
+	if err != nil || len(w) != 2 || r.MemorySwap != 96<<20 || r.BlkioWeight != 300 || r.MemorySwappiness != nil || r.CPURealtimeRuntime != 0 {
+		t.Errorf("before any group is there: %v %v %+v", w, err, r)
+	}
+	write("system.slice/memory.max", "max")
+	write("system.slice/io.max", "")
+	r = asked
+	if w, err := validateResources(&r, hierarchy{v2: root}, 2, false); err != nil || len(w) != 4 || r.MemorySwap != -1 || r.BlkioWeight != 0 {
+		t.Errorf("without swap accounting and I/O weights: %v %v %+v", w, err, r)
+	}
+	write("system.slice/memory.swap.max", "max")
+	write("system.slice/io.weight", "default 100")
+	r = asked
+	if w, err := validateResources(&r, hierarchy{v2: root}, 2, false); err != nil || len(w) != 2 || r.MemorySwap != 96<<20 || r.BlkioWeight != 300 {
+		t.Errorf("with both: %v %v %+v", w, err, r)
+	}
+	m := &Manager{host: host{cgroups: hierarchy{v2: root}, cpus: 2}}
+	cfg := Config{Host: HostConfig{OOMKillDisable: &off}}
+	if w, err := m.validate(&cfg, false); err != nil || len(w) != 1 || cfg.Host.OOMKillDisable != nil {
+		t.Errorf("no OOM killer: %v %v", w, err)
 	}
 }
 

@@ -131,6 +131,14 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 			warnings = append(warnings, fmt.Sprintf("This daemon may not raise the %s limit above %d. Lowered to that.", u.Name, lim))
 		}
 	}
+	if off := h.OOMKillDisable; off != nil && !m.host.cgroups.keepsFromOOM() {
+		if *off {
+			warnings = append(warnings, "Your kernel does not support OomKillDisable. OomKillDisable discarded.")
+		}
+		h.OOMKillDisable = nil
+	} else if off != nil && *off && h.Resources.Memory == 0 {
+		warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
+	}
 	w, err := validateResources(&h.Resources, m.host.cgroups, m.host.cpus, update)
 	return append(warnings, w...), err
 }
@@ -253,7 +261,7 @@ func validateResources(r *Resources, cg hierarchy, cpus int, update bool) (warni
 	if r.Memory == 0 && r.MemorySwap > 0 && !update {
 		return bad("You should always set the Memory limit when using Memoryswap limit, see usage")
 	}
-	if r.Memory > 0 && r.MemorySwap != -1 && !cg.hasFile("memory", "memory.memsw.limit_in_bytes") {
+	if r.Memory > 0 && r.MemorySwap != -1 && !cg.limitsSwap() {
 		drop("Your kernel does not support swap limit capabilities or the cgroup is not mounted. Memory limited without swap.")
 		r.MemorySwap = -1
 	}
@@ -298,6 +306,10 @@ func validateResources(r *Resources, cg hierarchy, cpus int, update bool) (warni
 	case r.BlkioWeight != 0 && (r.BlkioWeight < 10 || r.BlkioWeight > 1000):
 		return bad("Range of blkio weight is from 10 to 1000")
 	}
+	if (r.CPURealtimePeriod != 0 || r.CPURealtimeRuntime != 0) && !cg.schedulesRealtime() {
+		drop("Your kernel does not support CPU real-time scheduler. CPU real-time period/runtime discarded.")
+		r.CPURealtimePeriod, r.CPURealtimeRuntime = 0, 0
+	}
 	if r.CPUShares > 0 && !cpu {
 		drop("Your kernel does not support CPU shares or the cgroup is not mounted. Shares discarded.")
 		r.CPUShares = 0
@@ -318,9 +330,22 @@ func validateResources(r *Resources, cg hierarchy, cpus int, update bool) (warni
 	if ids, _ := parseList(r.CpusetCpus); len(ids) > 0 && slices.Max(ids) >= cpus {
 		return bad("Requested CPUs are not available - requested %s, available: 0-%d", r.CpusetCpus, cpus-1)
 	}
-	if r.BlkioWeight > 0 && !cg.hasFile("blkio", "blkio.weight") && !cg.hasFile("blkio", "blkio.bfq.weight") {
+	if r.BlkioWeight > 0 && !cg.weighsIO() {
 		drop("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")
 		r.BlkioWeight = 0
+	}
+	if len(r.BlkioWeightDevice) > 0 && !cg.weighsIO() {
+		drop("Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.")
+		r.BlkioWeightDevice = nil
+	}
+	for _, rate := range []struct {
+		list       *[]ThrottleDevice
+		unit, what string
+	}{{&r.BlkioReadBps, "BPS", "read"}, {&r.BlkioWriteBps, "BPS", "write"}, {&r.BlkioReadIOps, "IOPS", "read"}, {&r.BlkioWriteIOps, "IOPS", "write"}} {
+		if len(*rate.list) > 0 && !cg.has("blkio") {
+			drop(fmt.Sprintf("Your kernel does not support %[1]s Block I/O %[2]s limit or the cgroup is not mounted. Block I/O %[1]s %[2]s limit discarded.", rate.unit, rate.what))
+			*rate.list = nil
+		}
 	}
 	return warnings, nil
 }

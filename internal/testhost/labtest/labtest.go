@@ -90,18 +90,20 @@ func Load(t testing.TB, hosts ...*testhost.Host) {
 // Archive is the test image as a docker-archive, built once in this process.
 var Archive = sync.OnceValues(func() ([]byte, error) {
 	ctx := context.Background()
-	root, err := testhost.ModuleRoot()
-	if err != nil {
-		return nil, err
-	}
-	tmp, err := os.MkdirTemp("", "probe-")
-	if err != nil {
-		return nil, err
-	}
-	defer os.RemoveAll(tmp)
-	probe, err := testimage.GoBinary(ctx, root, "./internal/testhost/labtest/probe", tmp)
-	if err != nil {
-		return nil, err
+	probe := os.Getenv("SAMPAN_PROBE") // built beforehand, where there is no Go
+	if probe == "" {
+		root, err := testhost.ModuleRoot()
+		if err != nil {
+			return nil, err
+		}
+		tmp, err := os.MkdirTemp("", "probe-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(tmp)
+		if probe, err = testimage.GoBinary(ctx, root, "./internal/testhost/labtest/probe", tmp); err != nil {
+			return nil, err
+		}
 	}
 	return testimage.Build(ctx, testimage.Spec{
 		Tags: []string{Image},
@@ -119,7 +121,7 @@ var Archive = sync.OnceValues(func() ([]byte, error) {
 // Docker runs the docker command against h and fails the test if it fails.
 func Docker(t testing.TB, h *testhost.Host, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testhost.Patient(90*time.Second))
 	defer cancel()
 	out, err := h.Docker(ctx, args...)
 	if err != nil {
@@ -131,7 +133,7 @@ func Docker(t testing.TB, h *testhost.Host, args ...string) string {
 // Refused runs the docker command and fails the test unless it fails with a message that has all of want in it.
 func Refused(t testing.TB, h *testhost.Host, want []string, args ...string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), testhost.Patient(60*time.Second))
 	defer cancel()
 	out, err := h.Docker(ctx, args...)
 	if err == nil {

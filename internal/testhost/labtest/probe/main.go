@@ -5,11 +5,13 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
 	"slices"
 	"strconv"
@@ -85,6 +87,26 @@ func run(verb string, args []string) error {
 		host, _ := os.Hostname()
 		wd, _ := os.Getwd()
 		fmt.Println(os.Getuid(), os.Getgid(), host, wd)
+	case "eat": // eat N: N MiB of memory, each page touched
+		n, err := strconv.Atoi(args[0])
+		if err != nil {
+			return err
+		}
+		eaten := make([]byte, n<<20)
+		for i := 0; i < len(eaten); i += os.Getpagesize() {
+			eaten[i] = 1
+		}
+		fmt.Println("ate", len(eaten))
+	case "spawn": // spawn N: N children at once
+		return spawn(args[0])
+	case "open": // open PATH: for reading
+		f, err := os.Open(args[0])
+		if err != nil {
+			return err
+		}
+		return f.Close()
+	case "mknod-open": // mknod-open PATH c|b MAJOR MINOR: a device node, made, opened and removed
+		return mknodOpen(args)
 	case "lookup":
 		addrs, err := net.LookupHost(args[0])
 		if err != nil {
@@ -119,6 +141,46 @@ func run(verb string, args []string) error {
 		return fmt.Errorf("unknown verb %q", verb)
 	}
 	return nil
+}
+
+func spawn(count string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	var children []*exec.Cmd
+	defer func() {
+		for _, c := range children {
+			_ = c.Process.Kill()
+			_ = c.Wait()
+		}
+	}()
+	for range n {
+		c := exec.Command("/proc/self/exe", "sleep")
+		if err := c.Start(); err != nil {
+			return err
+		}
+		children = append(children, c)
+	}
+	return nil
+}
+
+func mknodOpen(args []string) error {
+	kind := map[string]uint32{"c": syscall.S_IFCHR, "b": syscall.S_IFBLK}[args[1]]
+	major, err1 := strconv.Atoi(args[2])
+	minor, err2 := strconv.Atoi(args[3])
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	if err := syscall.Mknod(args[0], kind|0o600, major<<8|minor); err != nil {
+		return fmt.Errorf("mknod: %w", err)
+	}
+	defer os.Remove(args[0])
+	f, err := os.Open(args[0])
+	if err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func get(url string) error {
