@@ -148,6 +148,8 @@ func pathError(err error, ref, name string) error {
 	switch {
 	case err == nil || errors.As(err, &kind):
 		return err
+	case errors.Is(err, unix.ENOTDIR) && followsLast(name):
+		return fault.New(fault.InvalidArgument, "%s in container %s: not a directory", name, ref)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ENOTDIR):
 		return fault.New(fault.NotFound, "Could not find the file %s in container %s", name, ref)
 	case errors.Is(err, unix.EROFS):
@@ -185,7 +187,7 @@ func statInRoot(root *os.File, name string) (PathStat, error) {
 	var f *os.File
 	var err error
 	if clean == "/" || followsLast(name) {
-		f, err = openInRoot(root, clean, unix.O_PATH)
+		f, err = openInRoot(root, clean, unix.O_PATH|unix.O_DIRECTORY)
 	} else {
 		var dir *os.File
 		if dir, err = openInRoot(root, path.Dir(clean), unix.O_PATH|unix.O_DIRECTORY); err != nil {
@@ -276,11 +278,7 @@ func inView(rootfs string, plan []plannedMount, f func(root *os.File) error) err
 			if p.Type != MountVolume && p.Type != MountBind {
 				continue
 			}
-			src, err := subpath(p.Source, p.Subpath)
-			if err != nil {
-				return err
-			}
-			if err := bindInto(rootfs, src, p); err != nil {
+			if err := bindPlanned(rootfs, p); err != nil {
 				return fmt.Errorf("mount on %s: %w", p.Destination, err)
 			}
 		}
@@ -292,6 +290,18 @@ func inView(rootfs string, plan []plannedMount, f func(root *os.File) error) err
 		defer root.Close()
 		return f(root)
 	})
+}
+
+func bindPlanned(rootfs string, p plannedMount) error {
+	if p.Subpath == "" {
+		return bindInto(rootfs, p.Source, p)
+	}
+	f, err := openSubpath(p.Source, p.Subpath)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return bindInto(rootfs, procFD(f), p)
 }
 
 func bindInto(rootfs, src string, p plannedMount) error {

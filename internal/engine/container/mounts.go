@@ -118,6 +118,7 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 			}
 			u.Add(func() error { return m.Images.RemoveRootfs(context.WithoutCancel(ctx), p.Rootfs) })
 			c.rec.ExtraRootfs = append(slices.Clip(c.rec.ExtraRootfs), p.Rootfs)
+			c.rec.MountedImages = append(slices.Clip(c.rec.MountedImages), img.ID)
 		}
 		c.rec.MountPlan = append(c.rec.MountPlan, p)
 	}
@@ -200,8 +201,11 @@ func planMount(mt Mount) (plannedMount, error) {
 			return bad("invalid propagation mode: %s", p.Propagation)
 		}
 	case MountVolume:
-		if mt.Subpath != "" && (mt.Source == "" || path.IsAbs(mt.Subpath) || !filepath.IsLocal(mt.Subpath)) {
-			return bad("subpath %q must be a relative path inside a named volume", mt.Subpath)
+		if err := checkSubpath(mt.Subpath); err != nil {
+			return bad("%w", err)
+		}
+		if mt.Subpath != "" && mt.Source == "" {
+			return bad("must not set Subpath when using anonymous volumes")
 		}
 		p.Source = ""
 		p.Fresh = !mt.NoCopy
@@ -227,6 +231,9 @@ func planMount(mt Mount) (plannedMount, error) {
 	case MountImage:
 		if mt.Source == "" {
 			return bad("field Source must not be empty")
+		}
+		if err := checkSubpath(mt.Subpath); err != nil {
+			return bad("%w", err)
 		}
 		p.RW = false
 	default:
@@ -256,7 +263,7 @@ func (m *Manager) fillVolumes(ctx context.Context, c *ctr, rootfs string) error 
 		if !p.Fresh || p.Volume == "" {
 			continue
 		}
-		if !p.NoCopy && p.Subpath == "" {
+		if !p.NoCopy {
 			from, err := securejoin.SecureJoin(rootfs, p.Destination)
 			if err != nil {
 				return err
@@ -265,7 +272,7 @@ func (m *Manager) fillVolumes(ctx context.Context, c *ctr, rootfs string) error 
 			if err != nil {
 				return err
 			}
-			err = volume.CopyUp(ctx, from, to)
+			err = fillVolume(ctx, from, to, p.Subpath)
 			if err = errors.Join(err, m.Volumes.Unmount(ctx, p.Volume, c.id)); err != nil {
 				return errorf("filling volume %s from the image's %s: %w", p.Volume, p.Destination, err)
 			}
@@ -275,6 +282,22 @@ func (m *Manager) fillVolumes(ctx context.Context, c *ctr, rootfs string) error 
 		c.rec.MountPlan = plan
 	}
 	return nil
+}
+
+// fillVolume copies from into a volume, or into a folder of it.
+func fillVolume(ctx context.Context, from, to, sub string) error {
+	if sub == "" {
+		return volume.CopyUp(ctx, from, to)
+	}
+	f, err := openSubpath(to, sub)
+	if err != nil {
+		return nil //nolint:nilerr // nothing to fill; the start will say that it is not there
+	}
+	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.IsDir() {
+		return err
+	}
+	return volume.CopyUp(ctx, from, procFD(f))
 }
 
 // needsFill reports whether fillVolumes has work to do.
@@ -297,8 +320,9 @@ func (m *Manager) useVolumes(ctx context.Context, c *ctr) (done func() error, er
 	return u.Run, nil
 }
 
-// makeSource makes sure that a mount's source is there and returns its path.
-func (m *Manager) makeSource(ctx context.Context, c *ctr, p plannedMount, u *undo.Stack) (string, error) {
+// makeSource makes sure that the source of the n-th mount is there and returns its path.
+func (m *Manager) makeSource(ctx context.Context, c *ctr, n int, p plannedMount, u *undo.Stack) (string, error) {
+	src, sub := p.Source, ""
 	switch p.Type {
 	case MountBind:
 		if _, err := os.Stat(p.Source); errors.Is(err, fs.ErrNotExist) {
@@ -322,29 +346,17 @@ func (m *Manager) makeSource(ctx context.Context, c *ctr, p plannedMount, u *und
 			return "", err
 		}
 		u.Add(func() error { return m.Images.UnmountRootfs(context.WithoutCancel(ctx), p.Rootfs, target) })
-		return subpath(r.Path, p.Subpath)
+		src, sub = r.Path, p.Subpath
 	case MountVolume:
-		src, err := m.Volumes.Acquire(ctx, p.Volume, c.id)
-		if err != nil {
+		var err error
+		if src, err = m.Volumes.Acquire(ctx, p.Volume, c.id); err != nil {
 			return "", err
 		}
 		u.Add(func() error { return m.Volumes.Unmount(ctx, p.Volume, c.id) })
-		return subpath(src, p.Subpath)
+		sub = p.Subpath
 	}
-	return p.Source, nil
-}
-
-// subpath resolves a path inside a volume or image without following a link out of it.
-func subpath(root, sub string) (string, error) {
 	if sub == "" {
-		return root, nil
+		return src, nil
 	}
-	p, err := securejoin.SecureJoin(root, sub)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Lstat(p); err != nil {
-		return "", fault.New(fault.InvalidArgument, "cannot access subpath %s: %w", sub, err)
-	}
-	return p, nil
+	return m.mountSubpath(c, n, src, sub, u)
 }

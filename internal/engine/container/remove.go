@@ -159,6 +159,7 @@ func (m *Manager) unmountAll(ctx context.Context, c *ctr) error {
 			errs = append(errs, unix.Unmount(shm, unix.MNT_DETACH))
 		}
 	}
+	errs = append(errs, m.unmountSubpaths(c.id))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

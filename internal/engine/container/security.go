@@ -89,6 +89,11 @@ func parseSecurity(opts []string) (security, error) {
 			s.noNewPrivileges = true
 			continue
 		}
+		if o == "writable-cgroups" {
+			on := true
+			s.writableCgroups = &on
+			continue
+		}
 		if o == "disable" {
 			continue
 		}
@@ -116,11 +121,11 @@ func parseSecurity(opts []string) (security, error) {
 			}
 			s.noNewPrivileges = b
 		case "writable-cgroups":
-			b, err := strconv.ParseBool(v)
-			if err != nil {
+			on := v == "true"
+			if !on && v != "false" {
 				return s, fault.New(fault.InvalidArgument, "invalid --security-opt 2: %q", o)
 			}
-			s.writableCgroups = &b
+			s.writableCgroups = &on
 		default:
 			return s, fault.New(fault.InvalidArgument, "invalid --security-opt 2: %q", o)
 		}

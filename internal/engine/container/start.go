@@ -250,8 +250,8 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 	if err := m.fillVolumes(ctx, c, l.rootfs); err != nil {
 		return err
 	}
-	for _, p := range c.rec.MountPlan {
-		src, err := m.makeSource(ctx, c, p, u)
+	for i, p := range c.rec.MountPlan {
+		src, err := m.makeSource(ctx, c, i, p, u)
 		if err != nil {
 			return err
 		}
@@ -336,6 +336,8 @@ func (m *Manager) joinTargets(c *ctr, l *launch) error {
 		switch {
 		case other == c:
 			return fault.New(fault.InvalidArgument, "cannot join own %s namespace", j.ns)
+		case j.ns != "net" && !o.State.Running:
+			return fault.New(fault.Internal, "failed to join %s namespace: container %s is not running", strings.ToUpper(j.ns), o.ID)
 		case !o.State.Running || o.State.Restarting:
 			return fault.New(fault.Conflict, "cannot join the %s namespace of a non running container: container %s is %s", j.ns, o.Config.Name, o.State.Status)
 		}

@@ -330,6 +330,7 @@ type Container struct {
 	ManuallyStopped bool
 	Driver          string // overlayfs
 	Mounts          []MountPoint
+	MountedImages   []string   // IDs of images that are mounted besides its own
 	Networks        Attachment // the newest; empty addresses when not running
 	LogPath         string
 	HostnamePath    string

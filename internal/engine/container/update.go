@@ -137,5 +137,19 @@ func mergeResources(have, want Resources) (Resources, error) {
 	out.MemoryReservation = cmp.Or(want.MemoryReservation, have.MemoryReservation)
 	out.PidsLimit = cmp.Or(want.PidsLimit, have.PidsLimit)
 	out.BlkioWeight = cmp.Or(want.BlkioWeight, have.BlkioWeight)
+	if want.BlkioWeightDevice != nil {
+		out.BlkioWeightDevice = want.BlkioWeightDevice
+	}
+	for _, list := range []struct {
+		out  *[]ThrottleDevice
+		want []ThrottleDevice
+	}{
+		{&out.BlkioReadBps, want.BlkioReadBps}, {&out.BlkioWriteBps, want.BlkioWriteBps},
+		{&out.BlkioReadIOps, want.BlkioReadIOps}, {&out.BlkioWriteIOps, want.BlkioWriteIOps},
+	} {
+		if list.want != nil {
+			*list.out = list.want
+		}
+	}
 	return out, nil
 }

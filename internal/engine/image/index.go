@@ -112,7 +112,7 @@ var hexPrefix = regexp.MustCompile(`^(sha256:)?[0-9a-f]{1,64}$`)
 func parseRef(ref string) (reference.Named, error) {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
-		return nil, fault.New(fault.InvalidArgument, "invalid reference format: %q: %w", ref, err)
+		return nil, fault.As(fault.InvalidArgument, err) // Docker's words
 	}
 	// With a tag and a digest the digest decides, as everywhere in Docker.
 	if d, ok := named.(reference.Digested); ok {

@@ -93,6 +93,7 @@ func containerConfig(body createBody, name string, version apiVersion) (containe
 	if cfg.Host, err = hostConfig(host); err != nil {
 		return cfg, nil, err
 	}
+	cfg.Host.Resources.PidsLimit = max(cfg.Host.Resources.PidsLimit, 0) // a new container has no limit to take away
 	for _, b := range cfg.Host.Ports {
 		if !slices.Contains(cfg.ExposedPorts, b.Port) {
 			cfg.ExposedPorts = append(cfg.ExposedPorts, b.Port)

@@ -221,8 +221,9 @@ func wireResources(h *container.HostConfig) apicontainer.Resources {
 		BlkioDeviceReadIOps: wireThrottles(in.BlkioReadIOps), BlkioDeviceWriteIOps: wireThrottles(in.BlkioWriteIOps),
 		BlkioWeightDevice: []*blkiodev.WeightDevice{}, Devices: []apicontainer.DeviceMapping{}, Ulimits: ulimitsOf(h.Ulimits),
 	}
-	if in.PidsLimit > 0 {
-		out.PidsLimit = &in.PidsLimit
+	if in.PidsLimit != 0 { // -1, an update's word for no limit, is shown as 0
+		limit := max(in.PidsLimit, 0)
+		out.PidsLimit = &limit
 	}
 	for _, d := range in.BlkioWeightDevice {
 		out.BlkioWeightDevice = append(out.BlkioWeightDevice, &blkiodev.WeightDevice{Path: d.Path, Weight: d.Weight})

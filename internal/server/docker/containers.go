@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
@@ -48,11 +49,11 @@ func (a *containerAPI) routes() []route {
 
 func (a *containerAPI) create(w *response, r *request) error {
 	var body createBody
-	if err := r.decode(&body); err != nil {
-		return err
-	}
-	if body.Config == nil && r.ContentLength == 0 {
+	switch err := r.decode(&body); {
+	case errors.Is(err, errNoJSON), err == nil && r.ContentLength == 0:
 		return fault.New(fault.InvalidArgument, "invalid JSON: EOF")
+	case err != nil:
+		return err
 	}
 	cfg, warnings, err := containerConfig(body, r.query.Get("name"), r.version)
 	if err != nil {
@@ -79,7 +80,10 @@ func (a *containerAPI) start(w *response, r *request) error {
 		return fault.New(fault.InvalidArgument,
 			"starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24")
 	}
-	if r.query.Get("checkpoint") != "" {
+	if checkpoint := r.query.Get("checkpoint"); checkpoint != "" {
+		if !volumeName.MatchString(checkpoint) {
+			return fault.New(fault.InvalidArgument, "invalid checkpoint ID %q, only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", checkpoint)
+		}
 		return fault.New(fault.NotImplemented, "checkpoints are not implemented: start the container without one")
 	}
 	return noContent(w, a.backend.Start(r.Context(), r.PathValue("id")))

@@ -64,7 +64,7 @@ func TestContainerFromCreateToRemove(t *testing.T) {
 	if got.Host.NetworkMode != "bridge" || got.Network.Endpoints["bridge"].Aliases[0] != "www" {
 		t.Errorf("network %q %+v", got.Host.NetworkMode, got.Network)
 	}
-	if got.Host.Resources.PidsLimit != -1 {
+	if got.Host.Resources.PidsLimit != 0 {
 		t.Errorf("a limit of 0 processes asks for none, and became %d", got.Host.Resources.PidsLimit)
 	}
 
@@ -412,6 +412,20 @@ func TestExec(t *testing.T) {
 	}
 	if notes := l.containers.notes(); !strings.Contains(notes, "tty=true size=[25 81]") {
 		t.Errorf("%s", notes)
+	}
+	// How output is sent is said at the start, whatever terminal the process has.
+	again, err := c.ExecCreate(ctx, "web", client.ExecCreateOptions{Cmd: []string{"sh"}, AttachStdin: true, AttachStdout: true, TTY: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	framed, err := c.ExecAttach(ctx, again.ID, client.ExecAttachOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer framed.Close()
+	_ = framed.CloseWrite()
+	if _, err := stdcopy.StdCopy(io.Discard, io.Discard, framed.Reader); err != nil {
+		t.Errorf("not in frames: %v", err)
 	}
 	if in, err := c.ExecInspect(ctx, e.ID, client.ExecInspectOptions{}); err != nil || in.ContainerID != "abc" {
 		t.Errorf("%+v %v", in, err)

@@ -67,11 +67,13 @@ func (a *execAPI) start(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	tty := body.Tty || e.Config.Tty
+	tty := e.Config.Tty
 	size := e.Config.ConsoleSize
-	if tty && body.ConsoleSize != nil && r.version >= 1042 {
+	if body.Tty && body.ConsoleSize != nil && r.version >= 1042 {
 		size = consoleSize(body.ConsoleSize)
 	}
+	// Whether the process has a terminal was said when the exec was made; how its output is sent is said now.
+	raw := body.Tty
 	stream, err := a.backend.ExecStart(r.Context(), id, body.Detach, tty, size)
 	if body.Detach {
 		return ok(w, err)
@@ -82,18 +84,18 @@ func (a *execAPI) start(w *response, r *request) error {
 	if err == nil {
 		defer stream.Close()
 	}
-	conn, herr := hijack(w, r, !tty)
+	conn, herr := hijack(w, r, !raw)
 	if herr != nil {
 		return herr
 	}
 	if err != nil {
 		// Clients learn from the exec's exit code that it did not start, and print the stream for the reason.
-		_ = a.printFailure(conn, err, tty)
+		_ = a.printFailure(conn, err, raw)
 		return nil
 	}
-	p := pump{logger: a.logger, stream: stream, tty: tty, stdin: e.Config.AttachStdin}
+	p := pump{logger: a.logger, stream: stream, tty: tty, raw: raw, stdin: e.Config.AttachStdin}
 	if tty {
-		if p.keys, err = detachKeys(r); err != nil {
+		if p.keys, err = parseDetachKeys(e.Config.DetachKeys); err != nil {
 			p.keys = defaultDetachKeys
 		}
 	}
@@ -101,12 +103,12 @@ func (a *execAPI) start(w *response, r *request) error {
 	return nil
 }
 
-func (a *execAPI) printFailure(conn *hijacked, err error, tty bool) error {
+func (a *execAPI) printFailure(conn *hijacked, err error, raw bool) error {
 	read := make(chan struct{})
 	close(read)
 	defer conn.finish(read)
 	msg := []byte(err.Error() + "\r\n")
-	if tty {
+	if raw {
 		_, werr := conn.Write(msg)
 		return werr
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -325,8 +326,9 @@ func (f *fakeContainers) ExecCreate(_ context.Context, id string, cfg container.
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.execs["exec1"] = &container.Exec{ID: "exec1", ContainerID: c.ID, Config: cfg}
-	return "exec1", nil
+	eid := "exec" + strconv.Itoa(len(f.execs)+1)
+	f.execs[eid] = &container.Exec{ID: eid, ContainerID: c.ID, Config: cfg}
+	return eid, nil
 }
 func (f *fakeContainers) ExecStart(_ context.Context, id string, detach, tty bool, size [2]uint16) (container.Stream, error) {
 	f.note("exec start detach=%v tty=%v size=%v", detach, tty, size)

@@ -60,10 +60,10 @@ func (a *imageAPI) named(verbs map[string]handler) handler {
 	}
 }
 
-// users tells which containers use an image.
+// users tells which containers use an image, as their own or as a mount.
 func (a *imageAPI) users(imageID string) (ids []string) {
 	for _, c := range a.containers.List() {
-		if c.ImageID == imageID {
+		if c.ImageID == imageID || slices.Contains(c.MountedImages, imageID) {
 			ids = append(ids, c.ID)
 		}
 	}

@@ -298,6 +298,9 @@ func TestInfoAndVersion(t *testing.T) {
 		i.Swarm.LocalNodeState != "inactive" || i.RuncCommit.ID != "1.5.2" || len(i.DefaultAddressPools) != 1 || i.DefaultRuntime != "runc" {
 		t.Errorf("%+v", i)
 	}
+	if _, _, body := l.do(t, "GET", "/v1.48/info", "", ""); !strings.Contains(body, `"Expected":"1.5.2"`) {
+		t.Errorf("older clients learn no expected version: %s", body)
+	}
 	v, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil || v.Version != "1.2.3" || v.APIVersion != "1.56" || v.MinAPIVersion != "1.24" || len(v.Components) != 2 {
 		t.Errorf("%+v %v", v, err)

@@ -81,9 +81,16 @@ func (r *request) size() (rows, cols uint16, err error) {
 		into       *uint16
 	}{{"h", "height", &rows}, {"w", "width", &cols}} {
 		s := r.query.Get(p.name)
-		n, err := strconv.ParseUint(s, 10, 32)
+		n, err := strconv.ParseInt(s, 10, 64)
+		if err == nil && (n < 0 || n > math.MaxUint32) {
+			err = strconv.ErrRange
+		}
 		if err != nil {
-			return 0, 0, fault.New(fault.InvalidArgument, "invalid resize %s %q: it must be a number from 0 to %d", p.what, s, math.MaxUint16)
+			var parse *strconv.NumError
+			if errors.As(err, &parse) {
+				err = parse.Err
+			}
+			return 0, 0, fault.New(fault.InvalidArgument, "invalid resize %s %q: %w: it must be a number from 0 to %d", p.what, s, err, math.MaxUint16)
 		}
 		*p.into = uint16(min(n, math.MaxUint16))
 	}
@@ -175,6 +182,9 @@ func checkJSON(contentType string) error {
 	return nil
 }
 
+// errNoJSON is the answer to a body without a value.
+var errNoJSON = fault.New(fault.InvalidArgument, "invalid JSON: got EOF while reading request body")
+
 // decodeJSON reads exactly one JSON value. Unknown fields are passed over: clients of other versions send them.
 func decodeJSON(body []byte, out any) error {
 	dec := json.NewDecoder(strings.NewReader(string(body)))
@@ -182,14 +192,14 @@ func decodeJSON(body []byte, out any) error {
 		var wrongType *json.UnmarshalTypeError
 		switch {
 		case errors.Is(err, io.EOF):
-			return fault.New(fault.InvalidArgument, "invalid JSON: got EOF while reading request body")
+			return errNoJSON
 		case errors.As(err, &wrongType) && wrongType.Field != "":
 			return fault.New(fault.InvalidArgument, "invalid JSON: %s cannot be %s", wrongType.Field, article(wrongType.Value))
 		}
 		return fault.New(fault.InvalidArgument, "invalid JSON: %w", err)
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return fault.New(fault.InvalidArgument, "invalid JSON: unexpected content after the JSON value")
+		return fault.New(fault.InvalidArgument, "invalid JSON: unexpected content after JSON")
 	}
 	return nil
 }

@@ -33,8 +33,10 @@ func (a *streamAPI) routes() []route {
 // defaultDetachKeys are ctrl-p ctrl-q.
 var defaultDetachKeys = []byte{16, 17}
 
-func detachKeys(r *request) ([]byte, error) {
-	s := r.query.Get("detachKeys")
+func detachKeys(r *request) ([]byte, error) { return parseDetachKeys(r.query.Get("detachKeys")) }
+
+// parseDetachKeys reads keys such as "ctrl-p,q"; "" stands for the default.
+func parseDetachKeys(s string) ([]byte, error) {
 	if s == "" {
 		return defaultDetachKeys, nil
 	}
@@ -67,7 +69,7 @@ func (a *streamAPI) attach(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	p := pump{logger: a.logger, stream: stream, tty: c.Config.Tty, stdin: opts.Stdin, keys: keys}
+	p := pump{logger: a.logger, stream: stream, tty: c.Config.Tty, raw: c.Config.Tty, stdin: opts.Stdin, keys: keys}
 	if p.run(conn) {
 		a.events.Publish(events.Event{Type: "container", Action: "detach", ID: c.ID, Attrs: containerAttrs(&c)})
 	}
@@ -88,7 +90,8 @@ func containerAttrs(c *container.Container) map[string]string {
 type pump struct {
 	logger *slog.Logger
 	stream container.Stream
-	tty    bool
+	tty    bool // the process has a terminal
+	raw    bool // output goes out as it is, else in frames
 	stdin  bool
 	keys   []byte // that detach, with a terminal
 }
@@ -115,7 +118,7 @@ func (p *pump) run(conn *hijacked) (detached bool) {
 		awaitHangup(conn.Conn) // returns at once when finish has closed it
 		_ = p.stream.Close()
 	}()
-	if err := copyOutput(conn, p.stream, !p.tty); err != nil {
+	if err := copyOutput(conn, p.stream, !p.raw); err != nil {
 		p.logger.Debug("stream ended", "err", err)
 	}
 	conn.finish(read)
@@ -186,7 +189,7 @@ func (a *streamAPI) attachWebsocket(w *response, r *request) error {
 		if r.version >= 1028 {
 			ws.PayloadType = websocket.BinaryFrame
 		}
-		p := pump{logger: a.logger, stream: stream, tty: true, stdin: opts.Stdin, keys: keys}
+		p := pump{logger: a.logger, stream: stream, tty: true, raw: true, stdin: opts.Stdin, keys: keys}
 		gone := make(chan struct{})
 		go func() {
 			defer close(gone)

@@ -61,8 +61,15 @@ func (a *systemAPI) ping(w *response, r *request) error {
 // legacyInfo adds what older versions had.
 type legacyInfo struct {
 	system.Info
-	BridgeNfIptables  *bool `json:",omitempty"`
-	BridgeNfIP6tables *bool `json:"BridgeNfIp6tables,omitempty"`
+	ContainerdCommit, RuncCommit, InitCommit legacyCommit
+	BridgeNfIptables                         *bool `json:",omitempty"`
+	BridgeNfIP6tables                        *bool `json:"BridgeNfIp6tables,omitempty"`
+}
+
+// legacyCommit is a program's version with the one that was expected, which versions before 1.49 had.
+type legacyCommit struct {
+	system.Commit
+	Expected string `json:",omitempty"`
 }
 
 func (a *systemAPI) info(w *response, r *request) error {
@@ -107,9 +114,13 @@ func (a *systemAPI) info(w *response, r *request) error {
 			info.RuncCommit.ID, info.InitCommit.ID = cmp.Or(info.RuncCommit.ID, "in sampan-keeper "+c.Version), c.Version
 		}
 	}
-	out := legacyInfo{Info: info}
+	out := legacyInfo{Info: info, ContainerdCommit: legacyCommit{Commit: info.ContainerdCommit},
+		RuncCommit: legacyCommit{Commit: info.RuncCommit}, InitCommit: legacyCommit{Commit: info.InitCommit}}
 	if r.version < 1049 {
 		out.FirewallBackend = nil
+		for _, c := range []*legacyCommit{&out.ContainerdCommit, &out.RuncCommit, &out.InitCommit} {
+			c.Expected = c.ID
+		}
 	}
 	if r.version < 1050 {
 		out.BridgeNfIptables, out.BridgeNfIP6tables = &h.Capabilities.BridgeNfIptables, &h.Capabilities.BridgeNfIptables
