@@ -17,13 +17,14 @@ import (
 // takeSubnet takes one subnet for a network and enters it there, complete.
 func (m *Manager) takeSubnet(n *Network, r ipam.Request, v6 bool) error {
 	var avoid []netip.Prefix
+	n.limit(&r, v6)
 	if !r.Subnet.IsValid() {
 		var err error
 		if avoid, err = m.routed(); err != nil {
 			return err
 		}
 	}
-	s, err := m.space.Take(r, v6, avoid)
+	s, err := m.space.Take(n.ID, r, v6, avoid)
 	if err != nil {
 		return err
 	}
@@ -31,9 +32,21 @@ func (m *Manager) takeSubnet(n *Network, r ipam.Request, v6 bool) error {
 	return nil
 }
 
+// limit says what a network's kind asks of its subnets.
+func (n *Network) limit(r *ipam.Request, v6 bool) {
+	switch n.Spec.Driver {
+	case DriverMacvlan, DriverIPvlan:
+		// The gateway, if any, is a router outside, and several networks may lead to one physical network.
+		r.NoGateway, r.Shared = true, true
+	case DriverBridge:
+		o := n.bridge()
+		r.NoGateway = v6 && o.mode6 == modeIsolated || !v6 && (o.mode4 == modeIsolated || o.inhibit4 && n.Spec.Internal)
+	}
+}
+
 func (m *Manager) giveSubnets(n *Network) {
 	for _, c := range n.Subnets {
-		m.space.Give(c.Subnet)
+		m.space.Give(n.ID, c.Subnet)
 	}
 }
 
@@ -61,13 +74,13 @@ func (m *Manager) routed() ([]netip.Prefix, error) {
 func (m *Manager) allocate(n *Network, j *joined, es EndpointSpec) error {
 	want4, want6 := es.IPv4.Unmap(), es.IPv6
 	for _, c := range n.Subnets {
-		s := m.space.Subnet(c.Subnet)
+		s := m.space.Subnet(n.ID, c.Subnet)
 		if s == nil {
 			return fault.New(fault.Internal, "network %s: subnet %s is not in the books", n.Spec.Name, c.Subnet)
 		}
-		into, gateway, want := &j.IPv4, &j.Gateway4, want4
+		into, gateway, onLink, want := &j.IPv4, &j.Gateway4, &j.OnLink4, want4
 		if c.Subnet.Addr().Is6() {
-			into, gateway, want = &j.IPv6, &j.Gateway6, want6
+			into, gateway, onLink, want = &j.IPv6, &j.Gateway6, &j.OnLink6, want6
 		}
 		if into.IsValid() || want.IsValid() && !c.Subnet.Contains(want) {
 			continue // the network has several subnets of the family
@@ -81,8 +94,8 @@ func (m *Manager) allocate(n *Network, j *joined, es EndpointSpec) error {
 			return err
 		}
 		*into = netip.PrefixFrom(a, c.Subnet.Bits())
-		if !n.Spec.Internal {
-			*gateway = c.Gateway
+		if *onLink = n.onLink(); !*onLink {
+			*gateway = n.gateway(c)
 		}
 	}
 	for want, got := range map[netip.Addr]netip.Prefix{want4: j.IPv4, want6: j.IPv6} {
@@ -91,14 +104,25 @@ func (m *Manager) allocate(n *Network, j *joined, es EndpointSpec) error {
 			return fault.New(fault.InvalidArgument, "invalid endpoint settings: no configured subnet contains IP address %s", want)
 		}
 	}
-	if !j.IPv4.IsValid() && !j.IPv6.IsValid() {
+	if !j.IPv4.IsValid() && !j.IPv6.IsValid() && !n.Spec.NoAddresses {
 		return fault.New(fault.Exhausted, "no available IPv4 addresses on this network's address pools: %s (%s)", n.Spec.Name, n.ID)
+	}
+	for _, a := range es.LinkLocal {
+		bits := 16
+		if a = a.Unmap(); a.Is6() {
+			bits = 64
+		}
+		if !a.IsLinkLocalUnicast() {
+			m.free(&j.Endpoint)
+			return fault.New(fault.InvalidArgument, "invalid link-local address %s: it is in neither 169.254.0.0/16 nor fe80::/64", a)
+		}
+		j.LinkLocal = append(j.LinkLocal, netip.PrefixFrom(a, bits))
 	}
 	return nil
 }
 
 // more reports whether the network has another subnet of the same family after c.
-func more(n *Network, c cloud.IPAMConfig) bool {
+func more(n *Network, c subnet) bool {
 	found := false
 	for _, o := range n.Subnets {
 		if found && o.Subnet.Addr().Is6() == c.Subnet.Addr().Is6() {
@@ -119,13 +143,8 @@ func (m *Manager) free(e *Endpoint) {
 		if n == nil || n.Scope != ScopeLocal {
 			continue
 		}
-		if s := m.space.Subnet(p.Masked()); s != nil {
+		if s := m.space.Subnet(n.ID, p.Masked()); s != nil {
 			s.Free(p.Addr())
 		}
 	}
-}
-
-// userDefined reports whether the network's containers find each other by name.
-func (n *Network) userDefined() bool {
-	return n.Spec.Driver == DriverOverlay || n.Spec.Driver == DriverBridge && n.Spec.Name != NameBridge && n.Spec.Name != gatewayBridge
 }

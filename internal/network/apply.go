@@ -311,7 +311,7 @@ func (d overlayDriver) attach(ctx context.Context, n *Network, ep *Endpoint, ns 
 	return err
 }
 
-func (d overlayDriver) detach(ctx context.Context, n *Network, ep *Endpoint) error {
+func (d overlayDriver) detach(ctx context.Context, n *Network, ep *Endpoint, _ string) error {
 	return d.ov.Leave(ctx, n.ID, ep.SandboxID)
 }
 

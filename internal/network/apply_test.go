@@ -346,7 +346,7 @@ func TestPublishedOnEveryHost(t *testing.T) {
 	if links := s.hosts[0].Links(); slices.Contains(links, "sampan_ingress") {
 		t.Errorf("links after leaving: %v", links)
 	}
-	if rules := s.ruleset(s.hosts[0].Space); strings.Contains(rules, "sampan_ingress") {
+	if rules := s.ruleset(s.hosts[0].Space); strings.Contains(rules, "table inet sampan_ingress") {
 		t.Errorf("rules after leaving: %s", rules)
 	}
 	for _, n := range s.hosts[0].m.List() {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"strconv"
 
 	"github.com/vishvananda/netlink"
 
@@ -16,16 +15,6 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
 	"github.com/sampan-cloud/sampan/internal/sys/link"
 	"github.com/sampan-cloud/sampan/internal/sys/netns"
-)
-
-// The options of bridge networks, in Docker's names.
-const (
-	optBridgeName = "com.docker.network.bridge.name"
-	optICC        = "com.docker.network.bridge.enable_icc"
-	optMasquerade = "com.docker.network.bridge.enable_ip_masquerade"
-	optHostIP     = "com.docker.network.bridge.host_binding_ipv4"
-	optMTU        = "com.docker.network.driver.mtu"
-	optDefault    = "com.docker.network.bridge.default_bridge"
 )
 
 // defaultBridge is the interface of the network "bridge"; gatewayBridge is the network, and the interface, by which
@@ -40,50 +29,50 @@ type bridgeDriver struct {
 	host *netns.NS
 	nl   *netlink.Handle
 	fw   *firewall
+	// router makes the host pass packets on.
+	router *router
 }
 
-// configure sets the network's link and MTU from its options.
-func (d *bridgeDriver) configure(n *Network) error {
-	n.Link = n.Spec.Options[optBridgeName]
-	if n.Link == "" {
+func (d *bridgeDriver) configure(n *Network, others []*Network) error {
+	o, err := readBridge(n.Spec.Options)
+	if err != nil {
+		return err
+	}
+	if n.Link = o.name; n.Link == "" {
 		n.Link = "br-" + n.ID[:12]
 	}
-	if len(n.Link) > 15 {
-		return fault.New(fault.InvalidArgument, "invalid bridge name %q: an interface name has at most 15 characters", n.Link)
+	if o.mtu != 0 {
+		n.MTU = o.mtu
 	}
-	if s := n.Spec.Options[optMTU]; s != "" {
-		mtu, err := strconv.Atoi(s)
-		if err != nil || mtu < 68 || mtu > 65535 {
-			return fault.New(fault.InvalidArgument, "failed to parse %s: %q is no MTU from 68 to 65535", optMTU, s)
-		}
-		if mtu < 1280 && n.Spec.IPv6 {
-			return fault.New(fault.InvalidArgument, "MTU %d is too small for IPv6: it needs 1280", mtu)
-		}
-		n.MTU = mtu
+	switch {
+	case !n.Spec.IPv4 && !n.Spec.IPv6:
+		return fault.New(fault.InvalidArgument, "IPv4 or IPv6 must be enabled")
+	case n.MTU < 1280 && n.Spec.IPv6:
+		return fault.New(fault.InvalidArgument, "MTU %d is too small for IPv6: it needs 1280", n.MTU)
+	case (o.mode4 == modeIsolated || o.mode6 == modeIsolated) && !n.Spec.Internal:
+		return fault.New(fault.InvalidArgument, "gateway mode 'isolated' can only be used for an internal network")
 	}
-	for _, o := range []string{optICC, optMasquerade} {
-		if s, ok := n.Spec.Options[o]; ok {
-			if _, err := strconv.ParseBool(s); err != nil {
-				return fault.New(fault.InvalidArgument, "failed to parse %s value: %q is neither true nor false", o, s)
-			}
-		}
-	}
-	if s := n.Spec.Options[optHostIP]; s != "" {
-		if _, err := netip.ParseAddr(s); err != nil {
-			return fault.New(fault.InvalidArgument, "failed to parse %s value: %q is no address", optHostIP, s)
+	for _, other := range others {
+		if other.Link == n.Link && other.Scope == ScopeLocal {
+			return fault.New(fault.Forbidden, "cannot create network %s (%s): conflicts with network %s (%s): networks have same bridge name",
+				n.ID, n.Link, other.ID, other.Link)
 		}
 	}
 	return nil
 }
 
-// option is a boolean option that configure has checked.
-func (n *Network) option(name string) bool {
-	v, err := strconv.ParseBool(n.Spec.Options[name])
-	return err != nil || v // both that exist are on unless turned off
-}
-
 func (n *Network) segment() segment {
-	return segment{link: n.Link, subnets: n.prefixes(), internal: n.Spec.Internal, icc: n.option(optICC), masquerade: n.option(optMasquerade)}
+	o := n.bridge()
+	s := segment{link: n.Link, internal: n.Spec.Internal, icc: o.icc, masquerade: o.masquerade, trusted: o.trusted,
+		four: side{mode: o.mode4, source: o.source4}, six: side{mode: o.mode6, source: o.source6}}
+	for _, p := range n.prefixes() {
+		if p.Addr().Is6() {
+			s.six.subnets = append(s.six.subnets, p)
+		} else {
+			s.four.subnets = append(s.four.subnets, p)
+		}
+	}
+	return s
 }
 
 // create makes the bridge and its rules; a bridge that is there already is taken over if it is one.
@@ -91,6 +80,7 @@ func (d *bridgeDriver) create(n *Network) error {
 	u := undo.New()
 	defer func() { _ = u.Run() }()
 	made, err := d.ensure(n)
+	n.Foreign = !made
 	if made {
 		u.Add(func() error { return link.Del(d.nl, n.Link) })
 	}
@@ -111,12 +101,17 @@ func (d *bridgeDriver) create(n *Network) error {
 	return nil
 }
 
+func (d *bridgeDriver) restore(n *Network) error {
+	_, err := d.ensure(n)
+	return err
+}
+
 // ensure makes the interface what it should be, touching only what is not, and reports whether it made it.
 func (d *bridgeDriver) ensure(n *Network) (made bool, err error) {
 	l, err := link.Get(d.nl, n.Link)
 	if fault.Is(err, fault.NotFound) {
 		mac := ""
-		if len(n.Subnets) > 0 {
+		if len(n.Subnets) > 0 && n.Subnets[0].Gateway.IsValid() {
 			mac = cloud.MAC(n.Subnets[0].Gateway)
 		}
 		if _, err := link.AddBridge(d.nl, link.Bridge{Name: n.Link, MTU: n.MTU, MAC: mac}); err != nil {
@@ -131,21 +126,7 @@ func (d *bridgeDriver) ensure(n *Network) (made bool, err error) {
 	if l.Type() != "bridge" {
 		return made, fault.New(fault.Conflict, "network %s: the interface %s exists and is no bridge", n.Spec.Name, n.Link)
 	}
-	index := l.Attrs().Index
-	settings := map[string]string{}
-	for _, c := range n.Subnets {
-		if c.Subnet.Addr().Is6() {
-			settings["net.ipv6.conf."+slashed(n.Link)+".disable_ipv6"] = "0"
-			settings["net.ipv6.conf."+slashed(n.Link)+".accept_ra"] = "0"
-			if !n.Spec.Internal {
-				settings["net.ipv6.conf.all.forwarding"] = "1"
-			}
-		} else if !n.Spec.Internal {
-			settings["net.ipv4.ip_forward"] = "1"
-			settings["net.ipv4.conf."+slashed(n.Link)+".route_localnet"] = "1"
-		}
-	}
-	if err := d.sysctl(settings); err != nil {
+	if err := d.settings(n); err != nil {
 		return made, err
 	}
 	have, err := addresses(d.nl, l)
@@ -153,9 +134,9 @@ func (d *bridgeDriver) ensure(n *Network) (made bool, err error) {
 		return made, err
 	}
 	for _, c := range n.Subnets {
-		p := netip.PrefixFrom(c.Gateway, c.Subnet.Bits())
-		if !have[p] {
-			if err := link.AddAddr(d.nl, index, p); err != nil {
+		a := n.hostAddress(c)
+		if p := netip.PrefixFrom(a, c.Subnet.Bits()); a.IsValid() && !have[p] {
+			if err := link.AddAddr(d.nl, l.Attrs().Index, p); err != nil {
 				return made, err
 			}
 		}
@@ -163,12 +144,36 @@ func (d *bridgeDriver) ensure(n *Network) (made bool, err error) {
 	return made, link.Up(d.nl, n.Link)
 }
 
-// sysctl writes what differs, so that a host where they are set already need not let us write.
-func (d *bridgeDriver) sysctl(settings map[string]string) error {
+// settings are the kernel's for a bridge.
+func (d *bridgeDriver) settings(n *Network) error {
+	settings := map[string]string{}
+	for _, c := range n.Subnets {
+		v6, own := c.Subnet.Addr().Is6(), n.hostAddress(c).IsValid()
+		switch {
+		case v6:
+			settings["net.ipv6.conf."+slashed(n.Link)+".accept_ra"] = "0"
+			settings["net.ipv6.conf."+slashed(n.Link)+".disable_ipv6"] = "1"
+			if own {
+				settings["net.ipv6.conf."+slashed(n.Link)+".disable_ipv6"] = "0"
+			}
+		case own && !n.Spec.Internal:
+			settings["net.ipv4.conf."+slashed(n.Link)+".route_localnet"] = "1"
+		}
+		if !n.Spec.Internal {
+			if err := d.router.forward(v6); err != nil {
+				return err
+			}
+		}
+	}
+	return writeSysctls(d.host, settings)
+}
+
+// writeSysctls writes what differs, so that a host where they are set already need not let us write.
+func writeSysctls(host *netns.NS, settings map[string]string) error {
 	if len(settings) == 0 {
 		return nil
 	}
-	return d.host.Do(func() error {
+	return host.Do(func() error {
 		for k, v := range settings {
 			if now, err := netns.ReadSysctl(k); err == nil && now == v {
 				continue
@@ -211,9 +216,9 @@ func addresses(h *netlink.Handle, l netlink.Link) (map[netip.Prefix]bool, error)
 }
 
 // remove takes the network's rules and bridge away.
-func (d *bridgeDriver) remove(n *Network) error {
-	if n.Spec.Driver != DriverBridge {
-		return nil
+func (d *bridgeDriver) remove(n *Network, _ []*Network) error {
+	if n.Foreign {
+		return d.fw.unset(n.ID)
 	}
 	return errors.Join(d.fw.unset(n.ID), link.Del(d.nl, n.Link))
 }
@@ -269,22 +274,14 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 	if err := d.nl.LinkSetUp(outer); err != nil {
 		return fmt.Errorf("set up %s: %w", name, err)
 	}
-	inner, err := link.Get(h, ep.Interface)
-	if err != nil {
+	if err := address(h, ep); err != nil {
 		return err
-	}
-	for _, p := range []netip.Prefix{ep.IPv4, ep.IPv6} {
-		if p.IsValid() {
-			if err := link.AddAddr(h, inner.Attrs().Index, p); err != nil {
-				return err
-			}
-		}
 	}
 	if err := failpoint.Hit("network.bridge.attach.address"); err != nil {
 		return err
 	}
-	if err := h.LinkSetUp(inner); err != nil {
-		return fmt.Errorf("set up %s: %w", ep.Interface, err)
+	if err := link.Up(h, ep.Interface); err != nil {
+		return err
 	}
 	u.Done()
 	return nil
@@ -297,7 +294,7 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 // has published itself is translated on the bridge already, and must get its packet back by the port that it came from.
 // Without it nothing between two ports is seen by the firewall, and the bridge has to keep them apart.
 func (d *bridgeDriver) setPort(n *Network, port netlink.Link) error {
-	icc, filtered := n.option(optICC), true
+	icc, filtered := n.bridge().icc, true
 	err := d.host.Do(func() error {
 		for _, k := range []string{"net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables"} {
 			v, err := netns.ReadSysctl(k)
@@ -317,6 +314,6 @@ func (d *bridgeDriver) setPort(n *Network, port netlink.Link) error {
 	return nil
 }
 
-func (d *bridgeDriver) detach(_ context.Context, _ *Network, ep *Endpoint) error {
+func (d *bridgeDriver) detach(_ context.Context, _ *Network, ep *Endpoint, _ string) error {
 	return link.Del(d.nl, hostLink(ep.ID))
 }

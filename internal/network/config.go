@@ -23,16 +23,33 @@ type Config struct {
 	// HostNetNS is the path of the namespace that counts as the host's; empty: the one the process is in.
 	HostNetNS  string
 	ResolvConf string // empty: /etc/resolv.conf
-	Logger     *slog.Logger
+	// NoForwarding leaves it to others to make the host pass packets on; OpenForwarding does it for everybody, not only
+	// for networks, on a host that did not.
+	NoForwarding, OpenForwarding bool
+	// DirectRouting lets packets that are routed to a container's own address in by published ports.
+	DirectRouting bool
+	// AcceptMark lets packets with this mark, MARK or MARK/MASK, in to containers; empty: none.
+	AcceptMark string
+	// NoProxy: no port is published that the kernel alone cannot translate.
+	NoProxy bool
+	Logger  *slog.Logger
 }
 
 // BridgeConfig is of the network "bridge".
 type BridgeConfig struct {
-	BIP       netip.Prefix // the bridge's address and subnet; invalid: the first free one of the pools
-	FixedCIDR netip.Prefix // containers' addresses are given from here; invalid: the whole subnet
-	MTU       int          // of all bridge networks that do not say their own; 0: 1500
-	NoICC     bool         // containers on it cannot reach each other
-	Disabled  bool         // there is no network "bridge"
+	BIP          netip.Prefix // the bridge's address and subnet; invalid: the first free one of the pools
+	FixedCIDR    netip.Prefix // containers' addresses are given from here; invalid: the whole subnet
+	Gateway4     netip.Addr   // the containers'; invalid: the bridge
+	IPv6         bool
+	BIP6         netip.Prefix
+	FixedCIDR6   netip.Prefix
+	Gateway6     netip.Addr
+	Bind         netip.Addr // where ports are published that say nothing else; invalid: everywhere
+	MTU          int        // of all bridge networks that do not say their own; 0: 1500
+	NoICC        bool       // containers on it cannot reach each other
+	NoMasquerade bool       // what leaves it keeps its address
+	Link         string     // the bridge's interface, which somebody else makes and addresses; empty: one of our own
+	Disabled     bool       // there is no network "bridge"
 }
 
 // Pool is address space that subnets of Size bits are cut from.

@@ -13,9 +13,23 @@ type driver interface {
 	// and ep.IPv6 (either may be invalid), up, on network n. n and ep are the callee's to read only. If it fails,
 	// nothing stays. Attaching an endpoint that is attached is no error.
 	attach(ctx context.Context, n *Network, ep *Endpoint, ns *netns.NS) error
-	// detach takes the interface away and whatever of the endpoint is outside the namespace. The namespace may be gone,
-	// and the endpoint may never have been attached.
-	detach(ctx context.Context, n *Network, ep *Endpoint) error
+	// detach takes the interface away and whatever of the endpoint is outside the namespace, which is pinned at sandbox.
+	// The namespace may be gone, and the endpoint may never have been attached.
+	detach(ctx context.Context, n *Network, ep *Endpoint, sandbox string) error
+}
+
+// localDriver is a driver of networks of this host. All but attach and detach are called with Manager.mu held; others
+// are the networks that are there already.
+type localDriver interface {
+	driver
+	// configure checks the options of a network that is to be made and sets what follows from them: its link, its MTU.
+	configure(n *Network, others []*Network) error
+	// create makes what the network needs on the host. If it fails, nothing stays.
+	create(n *Network) error
+	// restore makes what of it is missing.
+	restore(n *Network) error
+	// remove takes it away.
+	remove(n *Network, others []*Network) error
 }
 
 // What apply*.go owes the manager (called from here; none of it may take Manager.mu, which may be held):

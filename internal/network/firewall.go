@@ -3,7 +3,6 @@ package network
 import (
 	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/sampan-cloud/sampan/internal/sys/nft"
@@ -13,17 +12,16 @@ import (
 // bridge networks is in it; what other programs have is not looked at.
 var hostTable = nft.Table{Family: nft.INet, Name: "sampan"}
 
-// The maps of published ports: those bound to one host address, and those bound to all.
+// The maps of published ports: those bound to one host address, and those bound to all. And the sets of published ports
+// at containers' own addresses, where a network lets packets in that are routed there.
 var (
+	setOpen4 = nft.Map{Name: "open4", Key: []nft.Field{nft.DstIP4, nft.L4Proto, nft.DstPort}}
+	setOpen6 = nft.Map{Name: "open6", Key: []nft.Field{nft.DstIP6, nft.L4Proto, nft.DstPort}}
+
 	mapOne4 = nft.Map{Name: "one4", Key: []nft.Field{nft.DstIP4, nft.L4Proto, nft.DstPort}, Value: []nft.Field{nft.DstIP4, nft.DstPort}}
 	mapAll4 = nft.Map{Name: "all4", Key: []nft.Field{nft.L4Proto, nft.DstPort}, Value: []nft.Field{nft.DstIP4, nft.DstPort}}
 	mapOne6 = nft.Map{Name: "one6", Key: []nft.Field{nft.DstIP6, nft.L4Proto, nft.DstPort}, Value: []nft.Field{nft.DstIP6, nft.DstPort}}
 	mapAll6 = nft.Map{Name: "all6", Key: []nft.Field{nft.L4Proto, nft.DstPort}, Value: []nft.Field{nft.DstIP6, nft.DstPort}}
-)
-
-var (
-	loopback4 = netip.MustParsePrefix("127.0.0.0/8")
-	loopback6 = netip.MustParsePrefix("::1/128")
 )
 
 // mapping is a published port as the kernel translates it.
@@ -38,25 +36,50 @@ type front struct {
 	host  netip.AddrPort // unspecified address: all of its family
 }
 
+// opening is a published port of a container, at the container's own address.
+type opening struct {
+	proto nft.Proto
+	to    netip.AddrPort
+}
+
 // segment is a bridge network as the firewall sees it.
 type segment struct {
 	link       string
-	subnets    []netip.Prefix
 	internal   bool
 	icc        bool
 	masquerade bool
+	trusted    []string // interfaces
+	four, six  side
+}
+
+// side is a segment for one version of IP.
+type side struct {
+	subnets []netip.Prefix
+	mode    gatewayMode
+	source  netip.Addr // of what leaves; invalid: the address of the interface that it leaves by
 }
 
 // firewall programs hostTable. It is safe for concurrent use.
 type firewall struct {
-	conn     *nft.Conn
+	conn   *nft.Conn
+	router *router
+	// direct lets packets that are routed to a container's own address in by published ports, on all networks.
+	direct bool
+	accept *markRule
+
 	mu       sync.Mutex
 	segments map[string]segment // by network ID
 	mappings map[front]netip.AddrPort
+	opened   map[string][]opening // by sandbox
+	open     map[opening]int      // how often each is in opened
 }
 
-func newFirewall(conn *nft.Conn) *firewall {
-	return &firewall{conn: conn, segments: map[string]segment{}, mappings: map[front]netip.AddrPort{}}
+// markRule matches packets whose mark has a value in the bits of a mask.
+type markRule struct{ mask, value uint32 }
+
+func newFirewall(conn *nft.Conn, r *router) *firewall {
+	return &firewall{conn: conn, router: r, segments: map[string]segment{}, mappings: map[front]netip.AddrPort{},
+		opened: map[string][]opening{}, open: map[opening]int{}}
 }
 
 // set adds or changes a network's rules.
@@ -86,29 +109,44 @@ func (f *firewall) unset(id string) error {
 	return f.replace()
 }
 
+// publication is what a sandbox publishes.
+type publication struct {
+	sandbox  string
+	mappings []mapping
+	open     []opening
+}
+
 // load sets everything at once, in one transaction.
-func (f *firewall) load(segments map[string]segment, mappings []mapping) error {
+func (f *firewall) load(segments map[string]segment, all []publication) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.segments, f.mappings = segments, map[front]netip.AddrPort{}
-	for _, m := range mappings {
-		f.mappings[m.front] = m.to
+	f.segments, f.mappings, f.opened, f.open = segments, map[front]netip.AddrPort{}, map[string][]opening{}, map[opening]int{}
+	for _, p := range all {
+		for _, m := range p.mappings {
+			f.mappings[m.front] = m.to
+		}
+		f.opened[p.sandbox] = p.open
+		for _, o := range p.open {
+			f.open[o]++
+		}
 	}
 	return f.replace()
 }
 
-// publish makes the mappings what the kernel translates by, whatever it translated those ports to before.
-func (f *firewall) publish(ms []mapping) error { return f.change(ms, true) }
+// publish makes the sandbox's mappings what the kernel translates by, whatever it translated those ports to before, and
+// its openings those it has.
+func (f *firewall) publish(p publication) error { return f.change(p, true) }
 
-// unpublish removes mappings.
-func (f *firewall) unpublish(ms []mapping) error { return f.change(ms, false) }
+// unpublish removes mappings, and the sandbox's openings.
+func (f *firewall) unpublish(p publication) error { return f.change(p, false) }
 
-func (f *firewall) change(ms []mapping, add bool) error {
+func (f *firewall) change(p publication, add bool) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	old := maps.Clone(f.mappings)
+	old, was := maps.Clone(f.mappings), f.opened[p.sandbox]
+	closing, opening := f.reopen(p, add)
 	err := f.conn.Do(func(tx *nft.Tx) error {
-		for _, m := range ms {
+		for _, m := range p.mappings {
 			to, there := f.mappings[m.front]
 			if there && (!add || to != m.to) {
 				table, element := mapping{m.front, to}.element()
@@ -121,6 +159,14 @@ func (f *firewall) change(ms []mapping, add bool) error {
 				f.mappings[m.front] = m.to
 			}
 		}
+		for _, o := range closing {
+			set, element := o.element()
+			tx.Take(hostTable, set, []nft.Element{element})
+		}
+		for _, o := range opening {
+			set, element := o.element()
+			tx.Put(hostTable, set, []nft.Element{element})
+		}
 		return nil
 	})
 	if err != nil {
@@ -128,13 +174,47 @@ func (f *firewall) change(ms []mapping, add bool) error {
 			return nil // somebody else had been at our table: it is right now, as a whole
 		}
 		f.mappings = old
-		if !add {
-			for _, m := range ms {
+		if add {
+			f.reopen(publication{sandbox: p.sandbox, open: was}, true)
+		} else {
+			for _, m := range p.mappings {
 				delete(f.mappings, m.front)
 			}
 		}
 	}
 	return err
+}
+
+// reopen enters a sandbox's openings in the books and returns what the kernel is to close and to open for it.
+func (f *firewall) reopen(p publication, add bool) (closing, opening []opening) {
+	want := p.open
+	if !add {
+		want = nil
+	}
+	was := f.opened[p.sandbox]
+	for _, o := range want {
+		if f.open[o]++; f.open[o] == 1 {
+			opening = append(opening, o)
+		}
+	}
+	for _, o := range was {
+		if f.open[o]--; f.open[o] == 0 {
+			delete(f.open, o)
+			closing = append(closing, o)
+		}
+	}
+	if f.opened[p.sandbox] = want; len(want) == 0 {
+		delete(f.opened, p.sandbox)
+	}
+	return closing, opening
+}
+
+func (o opening) element() (nft.Map, nft.Element) {
+	set := setOpen4
+	if o.to.Addr().Is6() {
+		set = setOpen6
+	}
+	return set, nft.Element{Key: []any{o.to.Addr(), o.proto, nft.Port(o.to.Port())}}
 }
 
 func (m mapping) element() (nft.Map, nft.Element) {
@@ -160,88 +240,4 @@ func (f *firewall) replace() error {
 		tx.Replace(hostTable, f.content())
 		return nil
 	})
-}
-
-func (f *firewall) content() nft.Content {
-	links := nft.Map{Name: "links", Key: []nft.Field{nft.OIfName}}
-	internal := nft.Map{Name: "internal", Key: []nft.Field{nft.OIfName}}
-	same := nft.Map{Name: "same", Key: []nft.Field{nft.IIfName, nft.OIfName}}
-	var post []nft.Rule
-	for _, id := range slices.Sorted(maps.Keys(f.segments)) {
-		s := f.segments[id]
-		links.Elements = append(links.Elements, nft.Element{Key: []any{s.link}})
-		if s.internal {
-			internal.Elements = append(internal.Elements, nft.Element{Key: []any{s.link}})
-		}
-		if s.icc {
-			same.Elements = append(same.Elements, nft.Element{Key: []any{s.link, s.link}})
-		}
-		for _, p := range s.subnets {
-			is, src, dst := nft.IPv4(), nft.SrcIP4, nft.DstIP4
-			if p.Addr().Is6() {
-				is, src, dst = nft.IPv6(), nft.SrcIP6, nft.DstIP6
-			}
-			if s.masquerade && !s.internal {
-				post = append(post, nft.Join(is, nft.In(src, p), nft.Not(nft.OIfName, s.link), nft.Masquerade()))
-			}
-			// A container that asks for a published port of its own network: the answer must come back through here, to
-			// be translated.
-			post = append(post, nft.Join(is, nft.In(src, p), nft.In(dst, p), nft.Is(nft.OIfName, s.link),
-				nft.AnyBit(nft.CTStatus, nft.StatusDNAT), nft.Masquerade()))
-		}
-	}
-	// The host asks for a published port by 127.0.0.1.
-	post = append(post, nft.Join(nft.IPv4(), nft.In(nft.SrcIP4, loopback4), nft.InSet("links", nft.OIfName), nft.Masquerade()))
-
-	one4, all4, one6, all6 := mapOne4, mapAll4, mapOne6, mapAll6
-	for p, to := range f.mappings {
-		table, element := mapping{p, to}.element()
-		for _, t := range []*nft.Map{&one4, &all4, &one6, &all6} {
-			if t.Name == table.Name {
-				t.Elements = append(t.Elements, element)
-			}
-		}
-	}
-	translate := []nft.Rule{
-		nft.Join(nft.IPv4(), nft.DNATMap(false, one4.Name, nft.DstIP4, nft.L4Proto, nft.DstPort)),
-		nft.Join(nft.IPv6(), nft.DNATMap(true, one6.Name, nft.DstIP6, nft.L4Proto, nft.DstPort)),
-		nft.Join(nft.Not(nft.DstType, nft.TypeLocal), nft.Return()),
-		nft.Join(nft.IPv4(), nft.DNATMap(false, all4.Name, nft.L4Proto, nft.DstPort)),
-		nft.Join(nft.IPv6(), nft.DNATMap(true, all6.Name, nft.L4Proto, nft.DstPort)),
-	}
-	return nft.Content{
-		Maps: []nft.Map{links, internal, same, one4, all4, one6, all6},
-		Chains: []nft.Chain{
-			{Name: "translate", Rules: translate},
-			{Name: "inward", Rules: []nft.Rule{
-				nft.Join(nft.InSet("same", nft.IIfName, nft.OIfName), nft.Accept()),
-				nft.Join(nft.InSet("internal", nft.IIfName), nft.Drop()),
-				nft.Join(nft.InSet("internal", nft.OIfName), nft.Drop()),
-				nft.Join(nft.AnyBit(nft.CTStatus, nft.StatusDNAT), nft.Accept()), // published
-				nft.Drop(),
-			}},
-			// With route_localnet on the bridges, which access by 127.0.0.1 needs, the kernel no longer refuses what a
-			// container sends to the host's loopback addresses.
-			{Name: "raw", Type: nft.TypeFilter, Hook: nft.Prerouting, Priority: nft.PriorityRaw, Rules: []nft.Rule{
-				nft.Join(nft.IPv4(), nft.In(nft.DstIP4, loopback4), nft.InSet("links", nft.IIfName), nft.Drop()),
-			}},
-			{Name: "prerouting", Type: nft.TypeNAT, Hook: nft.Prerouting, Priority: nft.PriorityDNAT, Rules: []nft.Rule{
-				// From outside, loopback addresses are nobody's: what is published there is for the host itself.
-				nft.Join(nft.IPv4(), nft.In(nft.DstIP4, loopback4), nft.Return()),
-				nft.Join(nft.IPv6(), nft.In(nft.DstIP6, loopback6), nft.Return()),
-				nft.Jump("translate"),
-			}},
-			{Name: "output", Type: nft.TypeNAT, Hook: nft.Output, Priority: nft.PriorityDNAT, Rules: []nft.Rule{
-				// There is no route_localnet in IPv6: [::1] is served by a proxy.
-				nft.Join(nft.IPv6(), nft.In(nft.DstIP6, loopback6), nft.Return()),
-				nft.Jump("translate"),
-			}},
-			{Name: "forward", Type: nft.TypeFilter, Hook: nft.Forward, Priority: nft.PriorityFilter, Rules: []nft.Rule{
-				nft.Join(nft.AnyBit(nft.CTState, nft.StateEstablished|nft.StateRelated), nft.Accept()),
-				nft.Join(nft.InSet("links", nft.OIfName), nft.Goto("inward")),
-				nft.Join(nft.InSet("internal", nft.IIfName), nft.Drop()),
-			}},
-			{Name: "postrouting", Type: nft.TypeNAT, Hook: nft.Postrouting, Priority: nft.PrioritySNAT, Rules: post},
-		},
-	}
 }

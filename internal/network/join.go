@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ func (m *Manager) join(ctx context.Context, sb *sandbox, ns *netns.NS, es Endpoi
 		return nil, err
 	}
 	d := m.driverOf(n)
-	u.Add(func() error { return d.detach(context.WithoutCancel(ctx), n, &j.Endpoint) })
+	u.Add(func() error { return d.detach(context.WithoutCancel(ctx), n, &j.Endpoint, ns.Path()) })
 	if err := d.attach(ctx, n, &j.Endpoint, ns); err != nil {
 		return nil, err
 	}
@@ -98,6 +99,9 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	if err != nil {
 		return nil, nil, err
 	}
+	if n.Spec.ConfigOnly {
+		return nil, nil, fault.New(fault.Forbidden, "cannot create endpoint on configuration-only network")
+	}
 	if n.Spec.Driver == DriverHost || n.Spec.Driver == DriverNull {
 		return nil, nil, fault.New(fault.InvalidArgument, "container cannot be connected to network %s while it is on others", n.Spec.Name)
 	}
@@ -119,7 +123,7 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	}
 	j := &joined{Spec: es, Endpoint: Endpoint{ID: newID(), NetworkID: n.ID, NetworkName: n.Spec.Name, SandboxID: sb.Spec.ID,
 		Owner: sb.Spec.Owner, Aliases: slices.Clone(es.Aliases), MAC: es.MAC}}
-	if j.Interface, err = sb.nextInterface(es.DriverOpts[optIfName]); err != nil {
+	if j.Interface, err = sb.nextInterface(es.DriverOpts[optIfName], n.bridge().ifacePrefix); err != nil {
 		return nil, nil, err
 	}
 	if n.Scope == ScopeSwarm {
@@ -130,12 +134,11 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	if err != nil {
 		return nil, nil, err
 	}
-	if j.MAC == "" {
-		a := j.IPv4.Addr()
-		if !a.IsValid() {
-			a = j.IPv6.Addr()
-		}
-		j.MAC = cloud.MAC(a)
+	j.follow(n, m.cfg.DirectRouting)
+	if n.Spec.Driver == DriverIPvlan {
+		j.MAC = "" // its parent's
+	} else if j.MAC == "" {
+		j.MAC = hardwareAddress(&j.Endpoint)
 	}
 	if n.userDefined() {
 		j.DNSNames = dnsNames(sb.Spec, es)
@@ -147,6 +150,18 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	}
 	copied := *n
 	return j, &copied, nil
+}
+
+// hardwareAddress is that of an endpoint which asks for none: made from its address, so that neighbours who remember one
+// are right about the other.
+func hardwareAddress(e *Endpoint) string {
+	switch {
+	case e.IPv4.IsValid():
+		return cloud.MAC(e.IPv4.Addr())
+	case e.IPv6.IsValid():
+		return cloud.MAC(e.IPv6.Addr())
+	}
+	return "02:42:" + e.ID[0:2] + ":" + e.ID[2:4] + ":" + e.ID[4:6] + ":" + e.ID[6:8]
 }
 
 // egressTask marks the endpoint that the manager itself makes on the gateway bridge.
@@ -168,8 +183,9 @@ func (j *joined) given(n *Network, es EndpointSpec) error {
 	return nil
 }
 
-// nextInterface is the wanted interface name, or the first free one of eth0, eth1, …
-func (s *sandbox) nextInterface(want string) (string, error) {
+// nextInterface is the wanted interface name, or the first free one of PREFIX0, PREFIX1, …; the prefix is eth without
+// another.
+func (s *sandbox) nextInterface(want, prefix string) (string, error) {
 	taken := map[string]bool{"lo": true}
 	for _, e := range s.all() {
 		taken[e.Interface] = true
@@ -181,7 +197,7 @@ func (s *sandbox) nextInterface(want string) (string, error) {
 		return want, nil
 	}
 	for i := 0; ; i++ {
-		if name := fmt.Sprintf("eth%d", i); !taken[name] {
+		if name := fmt.Sprintf("%s%d", cmp.Or(prefix, "eth"), i); !taken[name] {
 			return name, nil
 		}
 	}
@@ -213,7 +229,7 @@ func (m *Manager) leaveAll(sb *sandbox) error {
 // leave takes one endpoint away, at once.
 func (m *Manager) leave(sb *sandbox, j *joined) error {
 	n := m.networkOf(&j.Endpoint)
-	err := m.driverOf(n).detach(context.Background(), n, &j.Endpoint)
+	err := m.driverOf(n).detach(context.Background(), n, &j.Endpoint, sb.NetNS)
 	m.delist(sb, j)
 	if n.Scope == ScopeSwarm {
 		m.cluster.detached(context.Background(), m.ref(sb))
@@ -237,8 +253,8 @@ func (m *Manager) driverOf(n *Network) driver {
 	switch {
 	case n.Scope == ScopeSwarm:
 		return m.cluster.driver()
-	case n.Spec.Driver == DriverBridge:
-		return m.bridges
+	case m.locals[n.Spec.Driver] != nil:
+		return m.locals[n.Spec.Driver]
 	}
 	return nothing{}
 }
@@ -247,4 +263,4 @@ func (m *Manager) driverOf(n *Network) driver {
 type nothing struct{}
 
 func (nothing) attach(context.Context, *Network, *Endpoint, *netns.NS) error { return nil }
-func (nothing) detach(context.Context, *Network, *Endpoint) error            { return nil }
+func (nothing) detach(context.Context, *Network, *Endpoint, string) error    { return nil }

@@ -37,7 +37,8 @@ type Manager struct {
 	dns  *publisher
 
 	cluster *clusterSide
-	bridges *bridgeDriver
+	locals  map[string]localDriver
+	router  *router
 	spares  *spares
 	tear    *teardowns
 
@@ -74,18 +75,18 @@ func New(cfg Config) (_ *Manager, err error) {
 	}
 	m := &Manager{cfg: cfg, log: cfg.Logger}
 	m.networks, m.sandboxes, m.ports = map[string]*Network{}, map[string]*sandbox{}, newPortBook()
-	pools := make([]ipam.Pool, 0, len(cfg.Pools))
-	for _, p := range cfg.Pools {
-		pools = append(pools, ipam.Pool(p))
-	}
-	if m.space, err = ipam.New(pools); err != nil {
-		return nil, err
-	}
 	for dir, s := range map[string]*store{filepath.Join(cfg.DataRoot, "network"): &m.nets,
 		filepath.Join(cfg.ExecRoot, "network", "sandboxes"): &m.boxes, filepath.Join(cfg.ExecRoot, "network", "cluster"): &m.rest} {
 		if *s, err = newStore(dir); err != nil {
 			return nil, err
 		}
+	}
+	pools, err := addressPools(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if m.space, err = ipam.New(pools); err != nil {
+		return nil, err
 	}
 	if cfg.HostNetNS == "" {
 		m.host, err = netns.Current()
@@ -103,8 +104,15 @@ func New(cfg Config) (_ *Manager, err error) {
 	if m.nl, err = m.host.Netlink(); err != nil {
 		return nil, err
 	}
-	m.fw = newFirewall(nft.Open(m.host.FD()))
-	m.bridges = &bridgeDriver{host: m.host, nl: m.nl, fw: m.fw}
+	m.router = &router{host: m.host, log: m.log, off: cfg.NoForwarding, open: cfg.OpenForwarding, marks: filepath.Join(cfg.ExecRoot, "network")}
+	m.fw = newFirewall(nft.Open(m.host.FD()), m.router)
+	m.fw.direct = cfg.DirectRouting
+	if m.fw.accept, err = parseMark(cfg.AcceptMark); err != nil {
+		return nil, err
+	}
+	parents := &parentDriver{host: m.host, nl: m.nl}
+	m.locals = map[string]localDriver{DriverBridge: &bridgeDriver{host: m.host, nl: m.nl, fw: m.fw, router: m.router},
+		DriverMacvlan: parents, DriverIPvlan: parents}
 	m.dns = newPublisher(m)
 	m.tear = newTeardowns(m)
 	m.spares = newSpares(filepath.Join(cfg.ExecRoot, "netns"), m.log)
@@ -165,35 +173,34 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (Network, error) {
 	return m.snapshot(n), nil
 }
 
-// createLocked makes a bridge network; m.mu is held.
+// createLocked makes a network of this host; m.mu is held.
 func (m *Manager) createLocked(spec Spec, id string) (*Network, error) {
 	for _, n := range m.networks {
 		if n.Spec.Name == spec.Name {
 			return nil, fault.New(fault.AlreadyExists, "network with name %s already exists", spec.Name)
 		}
 	}
+	if err := m.configured(&spec); err != nil {
+		return nil, err
+	}
 	n := &Network{ID: id, Created: time.Now(), Scope: ScopeLocal, Spec: spec, MTU: m.cfg.Bridge.MTU}
-	if n.Spec.Driver != DriverBridge {
+	d := m.locals[spec.Driver]
+	if d == nil || spec.ConfigOnly {
 		n.MTU = 0
 		m.networks[n.ID] = n
 		return n, m.nets.put(n.ID, n, true)
 	}
-	if err := m.bridges.configure(n); err != nil {
+	others := slices.Collect(maps.Values(m.networks))
+	if err := d.configure(n, others); err != nil {
 		return nil, err
-	}
-	for _, other := range m.networks {
-		if other.Link == n.Link && other.Scope == ScopeLocal {
-			return nil, fault.New(fault.Forbidden, "cannot create network %s (%s): conflicts with network %s (%s): networks have same bridge name",
-				n.ID, n.Link, other.ID, other.Link)
-		}
 	}
 	if err := m.takeSubnets(n); err != nil {
 		return nil, err
 	}
-	err := m.bridges.create(n)
+	err := d.create(n)
 	if err == nil {
 		if err = m.nets.put(n.ID, n, true); err != nil {
-			err = errors.Join(err, m.bridges.remove(n))
+			err = errors.Join(err, d.remove(n, others))
 		}
 	}
 	if err != nil {
@@ -215,10 +222,10 @@ func (m *Manager) takeSubnets(n *Network) (err error) {
 	var have4, have6 bool
 	for _, c := range n.Spec.IPAM {
 		v6 := c.Subnet.IsValid() && c.Subnet.Addr().Is6()
-		if v6 && !n.Spec.IPv6 {
+		if v6 && !n.Spec.IPv6 || !v6 && !n.Spec.IPv4 {
 			continue // as Docker does: an IPv6 subnet without IPv6 is no error
 		}
-		if v6 && have6 || !v6 && have4 {
+		if n.Spec.Driver == DriverBridge && (v6 && have6 || !v6 && have4) {
 			return fault.New(fault.Forbidden, "bridge driver doesn't support multiple subnets: give one of IPv4 and one of IPv6 at most")
 		}
 		if err := m.takeSubnet(n, ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}, v6); err != nil {
@@ -264,8 +271,15 @@ func (m *Manager) removeLocked(n *Network) error {
 		slices.Sort(names)
 		return fault.New(fault.Forbidden, "error while removing network: network %s has active endpoints (%s)", n.Spec.Name, strings.Join(names, ", "))
 	}
-	if err := m.bridges.remove(n); err != nil {
-		return err
+	for _, o := range m.networks {
+		if n.Spec.ConfigOnly && o.Spec.ConfigFrom == n.Spec.Name {
+			return fault.New(fault.Forbidden, "configuration network %q is in use", n.Spec.Name)
+		}
+	}
+	if d := m.locals[n.Spec.Driver]; d != nil && !n.Spec.ConfigOnly {
+		if err := d.remove(n, slices.Collect(maps.Values(m.networks))); err != nil {
+			return err
+		}
 	}
 	m.giveSubnets(n)
 	delete(m.networks, n.ID)
@@ -379,40 +393,6 @@ func (n *Network) prefixes() []netip.Prefix {
 		out = append(out, c.Subnet)
 	}
 	return out
-}
-
-// checkSpec completes a spec and says what is wrong with it.
-func checkSpec(s *Spec) error {
-	if s.Driver == "" {
-		s.Driver = DriverBridge
-	}
-	if s.IPAMDriver == "" {
-		s.IPAMDriver = "default"
-	}
-	if !s.IPv4 && !s.IPv6 {
-		s.IPv4 = true
-	}
-	switch {
-	case strings.TrimSpace(s.Name) == "":
-		return fault.New(fault.InvalidArgument, "invalid name: name is empty")
-	case s.Driver == DriverHost || s.Driver == DriverNull:
-		return fault.New(fault.Forbidden, "only one instance of %q network is allowed", s.Driver)
-	case s.Driver == DriverOverlay:
-		return fault.New(fault.Forbidden, "This node is not a swarm manager. Use \"docker swarm init\" or \"docker swarm join\" to connect this node to swarm and try again.")
-	case s.Driver != DriverBridge:
-		return fault.New(fault.NotFound, "could not find plugin %s in v1 plugin registry: plugin not found", s.Driver)
-	case s.IPAMDriver != "default" && s.IPAMDriver != "null":
-		return fault.New(fault.InvalidArgument, "unknown IPAM driver %q: there is \"default\"", s.IPAMDriver)
-	case s.Ingress:
-		return fault.New(fault.Forbidden, "ingress networks are of the cluster: this one is of driver %s", s.Driver)
-	}
-	var errs []error
-	for _, c := range s.IPAM {
-		if c.Subnet.IsValid() {
-			errs = append(errs, ipam.Check(ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // newID returns 64 random hex digits that are not all decimal in the first twelve, as some tools take those for numbers.

@@ -191,7 +191,7 @@ func TestSpecsAreRefused(t *testing.T) {
 		"no name":             {Spec{}, fault.InvalidArgument, "name"},
 		"same bridge":         {Spec{Name: "x", Options: map[string]string{optBridgeName: "sampan0"}}, fault.Forbidden, "networks have same bridge name"},
 		"bridge name":         {Spec{Name: "x", Options: map[string]string{optBridgeName: "a-name-that-is-too-long"}}, fault.InvalidArgument, "15"},
-		"mtu":                 {Spec{Name: "x", Options: map[string]string{optMTU: "many"}}, fault.InvalidArgument, "MTU"},
+		"mtu":                 {Spec{Name: "x", Options: map[string]string{optMTU: "many"}}, fault.InvalidArgument, "driver.mtu"},
 		"icc":                 {Spec{Name: "x", Options: map[string]string{optICC: "perhaps"}}, fault.InvalidArgument, "enable_icc"},
 		"second host network": {Spec{Name: "x", Driver: "host"}, fault.Forbidden, "only one instance"},
 	} {

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -166,6 +167,9 @@ func (b *portBook) claim(sandbox string, ports []BoundPort) (lost []BoundPort) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, p := range ports {
+		if p.HostPort == 0 {
+			continue // it is nothing of the host's
+		}
 		h := &held{BoundPort: p}
 		s, _, err := openHostSocket(p.Protocol, p.HostIP, p.HostPort)
 		if err != nil {
@@ -202,43 +206,91 @@ func (m *Manager) reservePorts(sb *sandbox) error {
 	if len(sb.Spec.Ports) == 0 {
 		return nil
 	}
-	fallback := netip.Addr{}
-	if v4, _ := sb.gateways(); v4 != nil {
-		n := m.networkOf(&v4.Endpoint)
-		if a, err := netip.ParseAddr(n.Spec.Options[optHostIP]); err == nil && !a.IsUnspecified() {
-			fallback = a
-		}
-	}
-	internal := len(sb.Joined) > 0
+	closed := len(sb.Joined) > 0
 	for _, j := range sb.Joined {
-		internal = internal && m.networkOf(&j.Endpoint).Spec.Internal
+		closed = closed && m.networkOf(&j.Endpoint).closed()
 	}
-	if internal || sb.NetNS == "" {
+	if closed || sb.NetNS == "" {
 		return nil // as Docker does: nothing is published on an internal network
+	}
+	v4, v6 := sb.carriers()
+	to := bindTo{m: m, v4: v4, v6: v6}
+	for _, j := range []*joined{v6, v4} {
+		if j != nil {
+			to.fallback = m.networkOf(&j.Endpoint).bridge().bind
+		}
 	}
 	return m.host.Do(func() error {
 		for _, pb := range sb.Spec.Ports {
 			if err := checkBinding(&pb); err != nil {
 				return err
 			}
-			addrs, implied6 := []netip.Addr{pb.HostIP}, false
-			switch {
-			case !pb.HostIP.IsValid() && fallback.IsValid():
-				addrs[0] = fallback
-			case !pb.HostIP.IsValid():
-				addrs, implied6 = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}, true
+			addrs, routed := to.addresses(pb.HostIP)
+			var bound []BoundPort
+			for _, a := range routed {
+				bound = append(bound, BoundPort{Protocol: pb.Protocol, Port: pb.Port, HostIP: a})
 			}
-			bound, err := m.ports.reserve(sb.Spec.ID, pb, addrs, implied6)
-			if err != nil {
-				return fault.As(fault.KindOf(err), fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w",
-					sb.Spec.Owner, sb.Spec.ID, err))
+			if len(addrs) > 0 {
+				got, err := m.ports.reserve(sb.Spec.ID, pb, addrs, !pb.HostIP.IsValid())
+				if err != nil {
+					return fault.As(fault.KindOf(err), fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w",
+						sb.Spec.Owner, sb.Spec.ID, err))
+				}
+				bound = append(bound, got...)
 			}
 			m.mu.Lock()
-			sb.Bound = append(sb.Bound, bound...)
+			for _, b := range bound {
+				if b.HostPort != 0 || !slices.Contains(sb.Bound, b) {
+					sb.Bound = append(sb.Bound, b)
+				}
+			}
 			m.mu.Unlock()
 		}
 		return nil
 	})
+}
+
+// bindTo says on which of the host's addresses a sandbox's ports are published.
+type bindTo struct {
+	m        *Manager
+	v4, v6   *joined // who carries them
+	fallback netip.Addr
+}
+
+// addresses are those of the host that a binding to host takes a port of, and, unspecified, one for each version of IP in
+// which the container's own address has the port and nothing of the host does.
+func (b bindTo) addresses(host netip.Addr) (addrs, routed []netip.Addr) {
+	any4, any6 := netip.IPv4Unspecified(), netip.IPv6Unspecified()
+	if !host.IsValid() {
+		host = b.fallback
+	}
+	none := b.v4 == nil && b.v6 == nil // what carries the ports may be connected later
+	switch is4 := !host.IsValid() || host.Is4(); {
+	case !is4:
+	case b.v4 != nil && b.v4.mode4 == modeRouted:
+		routed = append(routed, any4)
+	case b.v4 != nil || none:
+		addrs = append(addrs, orAny(host, any4))
+	}
+	both := !host.IsValid() || host == any4 && b.fallback == any4
+	switch {
+	case !both && !host.Is6():
+	case b.v6 != nil && b.v6.mode6 == modeRouted:
+		routed = append(routed, any6)
+	case b.v6 != nil || !b.m.cfg.NoProxy && (none || b.v4 != nil && b.v4.mode4 != modeRouted):
+		if !host.Is6() {
+			host = any6
+		}
+		addrs = append(addrs, host)
+	}
+	return addrs, routed
+}
+
+func orAny(a, unspecified netip.Addr) netip.Addr {
+	if !a.IsValid() {
+		return unspecified
+	}
+	return a
 }
 
 func checkBinding(pb *PortBinding) error {
@@ -258,21 +310,38 @@ func checkBinding(pb *PortBinding) error {
 	return nil
 }
 
-// mappings is how the kernel translates the sandbox's published ports, given who carries them.
-func (sb *sandbox) mappings() []mapping {
-	v4, v6 := sb.gateways()
-	var out []mapping
+// published is how the kernel translates the sandbox's published ports, given who carries them, and where they are open
+// without translation.
+func (sb *sandbox) published() publication {
+	v4, v6 := sb.carriers()
+	out := publication{sandbox: sb.Spec.ID}
 	for _, p := range sb.Bound {
 		var to netip.Addr
-		if p.HostIP.Is4() && v4 != nil {
+		if p.HostIP.Is4() && v4 != nil && v4.mode4 != modeRouted {
 			to = v4.IPv4.Addr()
-		} else if p.HostIP.Is6() && v6 != nil && !p.HostIP.IsLoopback() {
+		} else if p.HostIP.Is6() && v6 != nil && v6.mode6 != modeRouted && !p.HostIP.IsLoopback() {
 			to = v6.IPv6.Addr()
 		}
-		if to.IsValid() {
-			out = append(out, mapping{
+		if to.IsValid() && p.HostPort != 0 {
+			out.mappings = append(out.mappings, mapping{
 				front: front{proto: protocols[p.Protocol], host: netip.AddrPortFrom(p.HostIP, p.HostPort)},
 				to:    netip.AddrPortFrom(to, p.Port)})
+		}
+	}
+	if len(sb.Bound) == 0 {
+		return out
+	}
+	for _, j := range sb.Joined {
+		for _, pb := range sb.Spec.Ports {
+			proto := protocols[cmp.Or(pb.Protocol, "tcp")]
+			for _, a := range []struct {
+				open bool
+				addr netip.Addr
+			}{{j.open4, j.IPv4.Addr()}, {j.open6, j.IPv6.Addr()}} {
+				if o := (opening{proto, netip.AddrPortFrom(a.addr, pb.Port)}); a.open && a.addr.IsValid() && !slices.Contains(out.open, o) {
+					out.open = append(out.open, o)
+				}
+			}
 		}
 	}
 	return out
@@ -283,12 +352,12 @@ func (sb *sandbox) proxied(p BoundPort) netip.AddrPort {
 	if p.HostIP.Is4() {
 		return netip.AddrPort{}
 	}
-	v4, v6 := sb.gateways()
+	v4, v6 := sb.carriers()
 	switch {
+	case v6 != nil && (v4 == nil || !p.HostIP.IsLoopback()):
+		return netip.AddrPortFrom(v6.IPv6.Addr(), p.Port)
 	case v4 != nil:
 		return netip.AddrPortFrom(v4.IPv4.Addr(), p.Port)
-	case v6 != nil:
-		return netip.AddrPortFrom(v6.IPv6.Addr(), p.Port)
 	}
 	return netip.AddrPort{}
 }
@@ -298,12 +367,14 @@ func (m *Manager) publishPorts(sb *sandbox) error {
 	if len(sb.Bound) == 0 {
 		return nil
 	}
-	want := sb.mappings()
+	want := sb.published()
 	if err := m.fw.publish(want); err != nil {
 		return err
 	}
-	m.ports.proxies(sb.Spec.ID, m.dialFromHost, sb.proxied)
-	m.forgetUDP(want)
+	if !m.cfg.NoProxy {
+		m.ports.proxies(sb.Spec.ID, m.dialFromHost, sb.proxied)
+	}
+	m.forgetUDP(want.mappings)
 	return nil
 }
 
@@ -312,10 +383,10 @@ func (m *Manager) unpublish(sb *sandbox) error {
 	if len(sb.Bound) == 0 {
 		return nil
 	}
-	gone := sb.mappings()
+	gone := sb.published()
 	m.ports.proxies(sb.Spec.ID, m.dialFromHost, func(BoundPort) netip.AddrPort { return netip.AddrPort{} })
 	err := m.fw.unpublish(gone)
-	m.forgetUDP(gone)
+	m.forgetUDP(gone.mappings)
 	return err
 }
 

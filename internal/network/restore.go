@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
@@ -36,16 +39,16 @@ func (m *Manager) restore(ctx context.Context) error {
 			_ = m.boxes.remove(id)
 		}
 	}
-	segments, mappings := map[string]segment{}, []mapping(nil)
+	segments, all := map[string]segment{}, []publication(nil)
 	for _, n := range m.networks {
-		if n.Scope == ScopeLocal && n.Spec.Driver == DriverBridge {
+		if n.Scope == ScopeLocal && n.Spec.Driver == DriverBridge && !n.Spec.ConfigOnly {
 			segments[n.ID] = n.segment()
 		}
 	}
 	for _, sb := range m.sandboxes {
-		mappings = append(mappings, sb.mappings()...)
+		all = append(all, sb.published())
 	}
-	if err := m.fw.load(segments, mappings); err != nil {
+	if err := m.fw.load(segments, all); err != nil {
 		return err
 	}
 	if err := m.sweep(); err != nil {
@@ -72,7 +75,9 @@ func (m *Manager) restoreLive(ctx context.Context) error {
 			m.log.Warn("another program has taken a published port while no daemon was there: from the host itself it may be reached instead",
 				"sandbox", sb.Spec.ID, "port", netip.AddrPortFrom(p.HostIP, p.HostPort), "protocol", p.Protocol)
 		}
-		m.ports.proxies(sb.Spec.ID, m.dialFromHost, sb.proxied)
+		if !m.cfg.NoProxy {
+			m.ports.proxies(sb.Spec.ID, m.dialFromHost, sb.proxied)
+		}
 		for _, j := range sb.Joined {
 			if m.networkOf(&j.Endpoint).Scope == ScopeSwarm {
 				if err := m.cluster.attached(ctx, m.ref(sb)); err != nil {
@@ -99,13 +104,19 @@ func (m *Manager) restoreNetworks() error {
 	for id, n := range found {
 		n.Members = nil
 		if n.Spec.Name == NameBridge && m.replaceBridge(n) {
-			if err := errors.Join(m.nets.remove(id), link.Del(m.nl, n.Link)); err != nil {
+			err := m.nets.remove(id)
+			if !n.Foreign {
+				err = errors.Join(err, link.Del(m.nl, n.Link))
+			}
+			if err != nil {
 				return err
 			}
 			continue
 		}
 		for _, c := range n.Subnets {
-			_, err := m.space.Take(ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}, c.Subnet.Addr().Is6(), nil)
+			r := ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}
+			n.limit(&r, c.Subnet.Addr().Is6())
+			_, err := m.space.Take(n.ID, r, c.Subnet.Addr().Is6(), nil)
 			if err != nil {
 				return fmt.Errorf("network %s: subnet %s: %w", n.Spec.Name, c.Subnet, err)
 			}
@@ -113,10 +124,14 @@ func (m *Manager) restoreNetworks() error {
 		m.networks[id] = n
 	}
 	for _, n := range m.networks {
-		if n.Spec.Driver == DriverBridge {
-			if _, err := m.bridges.ensure(n); err != nil {
-				return fmt.Errorf("network %s: %w", n.Spec.Name, err)
-			}
+		d := m.locals[n.Spec.Driver]
+		if d == nil || n.Spec.ConfigOnly {
+			continue
+		}
+		if err := d.restore(n); err != nil && n.Spec.Driver == DriverBridge {
+			return fmt.Errorf("network %s: %w", n.Spec.Name, err)
+		} else if err != nil { // an interface of the host may come later, and only this network needs it
+			m.log.Error("a network cannot be used: the interface that it is on is missing", "network", n.Spec.Name, "interface", n.Link, "error", err)
 		}
 	}
 	last, _, err := load[clusterState](m.rest)
@@ -136,14 +151,9 @@ func (m *Manager) restoreNetworks() error {
 // replaceBridge reports whether the network "bridge" is to be made anew because the daemon's configuration differs and
 // nobody is on it. What somebody is on stays as it is.
 func (m *Manager) replaceBridge(n *Network) bool {
-	b := m.cfg.Bridge
-	want := m.bridgeSpec()
-	same := len(n.Subnets) > 0 && n.MTU == b.MTU && n.Spec.Options[optICC] == want.Options[optICC] && !b.Disabled
-	if same && b.BIP.IsValid() {
-		c := n.Subnets[0]
-		same = c.Subnet == b.BIP.Masked() && c.Gateway == b.BIP.Addr() && (!b.FixedCIDR.IsValid() || c.Range == b.FixedCIDR)
-	}
-	if same {
+	want, err := m.bridgeSpec()
+	if err == nil && !m.cfg.Bridge.Disabled && n.MTU == m.cfg.Bridge.MTU && n.Spec.IPv6 == want.IPv6 && maps.Equal(n.Spec.Options, want.Options) &&
+		slices.EqualFunc(n.Spec.IPAM, want.IPAM, func(a, b cloud.IPAMConfig) bool { return reflect.DeepEqual(a, b) }) {
 		return false
 	}
 	found, _, err := load[sandbox](m.boxes)
@@ -159,21 +169,88 @@ func (m *Manager) replaceBridge(n *Network) bool {
 	return true
 }
 
-func (m *Manager) bridgeSpec() Spec {
-	spec := Spec{Name: NameBridge, Driver: DriverBridge, IPAMDriver: "default", IPv4: true, Options: map[string]string{
-		optDefault: "true", optICC: fmt.Sprint(!m.cfg.Bridge.NoICC), optMasquerade: "true", optHostIP: "0.0.0.0",
-		optBridgeName: defaultBridge, optMTU: fmt.Sprint(m.cfg.Bridge.MTU)}}
-	if bip := m.cfg.Bridge.BIP; bip.IsValid() {
-		spec.IPAM = []cloud.IPAMConfig{{Subnet: bip.Masked(), Range: m.cfg.Bridge.FixedCIDR, Gateway: bip.Addr()}}
+// bridgeSpec is the network "bridge" as the daemon is configured.
+func (m *Manager) bridgeSpec() (Spec, error) {
+	b := m.cfg.Bridge
+	link, bind := defaultBridge, "0.0.0.0"
+	if b.Link != "" {
+		link = b.Link
 	}
-	return spec
+	if b.Bind.IsValid() {
+		bind = b.Bind.String()
+	}
+	spec := Spec{Name: NameBridge, Driver: DriverBridge, IPAMDriver: "default", IPv4: true, IPv6: b.IPv6, Options: map[string]string{
+		optDefault: "true", optICC: fmt.Sprint(!b.NoICC), optMasquerade: fmt.Sprint(!b.NoMasquerade), optHostIP: bind,
+		optBridgeName: link, optMTU: fmt.Sprint(b.MTU)}}
+	four, six := cloud.IPAMConfig{Range: b.FixedCIDR}, cloud.IPAMConfig{Range: b.FixedCIDR6}
+	if b.BIP.IsValid() {
+		four.Subnet, four.Gateway = b.BIP.Masked(), b.BIP.Addr()
+	}
+	if b.BIP6.IsValid() {
+		six.Subnet, six.Gateway = b.BIP6.Masked(), b.BIP6.Addr()
+	}
+	if b.Link != "" {
+		if err := m.addressesOf(b.Link, &four, &six); err != nil {
+			return spec, err
+		}
+	}
+	for _, c := range []*cloud.IPAMConfig{&four, &six} {
+		if !c.Subnet.IsValid() {
+			c.Subnet, c.Range = c.Range, netip.Prefix{} // the part is all there is
+		}
+	}
+	if b.Gateway4.IsValid() {
+		four.Aux = map[string]netip.Addr{auxGateway4: b.Gateway4}
+	}
+	if b.Gateway6.IsValid() {
+		six.Aux = map[string]netip.Addr{auxGateway6: b.Gateway6}
+	}
+	switch {
+	case b.Gateway4.IsValid() && !four.Subnet.Contains(b.Gateway4):
+		return spec, fault.New(fault.InvalidArgument, "--default-gateway %s is not in the bridge's subnet: give it with --bip", b.Gateway4)
+	case b.Gateway6.IsValid() && !six.Subnet.Contains(b.Gateway6):
+		return spec, fault.New(fault.InvalidArgument, "--default-gateway-v6 %s is not in the bridge's subnet: give it with --bip6 or --fixed-cidr-v6", b.Gateway6)
+	}
+	if four.Subnet.IsValid() {
+		spec.IPAM = append(spec.IPAM, four)
+	}
+	if six.Subnet.IsValid() && b.IPv6 {
+		spec.IPAM = append(spec.IPAM, six)
+	}
+	return spec, nil
+}
+
+// addressesOf takes the subnets of the network "bridge" from the addresses of a bridge that somebody else has made.
+func (m *Manager) addressesOf(name string, four, six *cloud.IPAMConfig) error {
+	l, err := link.Get(m.nl, name)
+	if err != nil {
+		return fault.New(fault.InvalidArgument, "--bridge %s: make the bridge before the daemon starts: %w", name, err)
+	}
+	have, err := addresses(m.nl, l)
+	if err != nil {
+		return err
+	}
+	for _, p := range slices.SortedFunc(maps.Keys(have), netip.Prefix.Compare) {
+		into := four
+		if p.Addr().Is6() {
+			into = six
+		}
+		if !into.Subnet.IsValid() && !p.Addr().IsLinkLocalUnicast() {
+			into.Subnet, into.Gateway = p.Masked(), p.Addr()
+		}
+	}
+	return nil
 }
 
 // predefined makes the networks that every host has.
 func (m *Manager) predefined() error {
 	specs := []Spec{{Name: NameHost, Driver: DriverHost, IPAMDriver: "default", IPv4: true}, {Name: NameNone, Driver: DriverNull, IPAMDriver: "default", IPv4: true}}
 	if !m.cfg.Bridge.Disabled {
-		specs = append(specs, m.bridgeSpec())
+		spec, err := m.bridgeSpec()
+		if err != nil {
+			return err
+		}
+		specs = append(specs, spec)
 	}
 	for _, s := range specs {
 		if _, err := m.find(s.Name); err == nil {
@@ -209,16 +286,21 @@ func (m *Manager) restoreSandbox(ctx context.Context, sb *sandbox) error {
 		defer func() { _ = ns.Close() }()
 	}
 	remade := false
+	for _, j := range append(slices.Clone(sb.Joined), sb.Egress) {
+		if j != nil && m.networks[j.NetworkID] != nil {
+			j.follow(m.networks[j.NetworkID], m.cfg.DirectRouting)
+		}
+	}
 	for _, e := range sb.all() {
 		n := m.networks[e.NetworkID]
-		if n == nil || n.Scope != ScopeLocal || n.Spec.Driver != DriverBridge {
+		if n == nil || n.Scope != ScopeLocal || m.locals[n.Spec.Driver] == nil {
 			continue
 		}
 		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
 			if !p.IsValid() {
 				continue
 			}
-			if s := m.space.Subnet(p.Masked()); s == nil {
+			if s := m.space.Subnet(n.ID, p.Masked()); s == nil {
 				return fault.New(fault.Conflict, "its address %s is not in a subnet of network %s any more", p, e.NetworkName)
 			} else if _, err := s.Alloc(p.Addr()); err != nil {
 				return err
@@ -230,7 +312,7 @@ func (m *Manager) restoreSandbox(ctx context.Context, sb *sandbox) error {
 				return err
 			}
 		}
-		if err := m.bridges.attach(ctx, n, e, ns); err != nil {
+		if err := m.driverOf(n).attach(ctx, n, e, ns); err != nil {
 			m.log.Error("an interface of a sandbox", "sandbox", sb.Spec.ID, "network", e.NetworkName, "error", err)
 		}
 	}

@@ -39,6 +39,19 @@ type sandbox struct {
 type joined struct {
 	Endpoint
 	Spec EndpointSpec
+
+	// What follows from its network: how that reaches the world, empty where nothing is published, and whether published
+	// ports are open at the endpoint's own address.
+	mode4, mode6 gatewayMode
+	open4, open6 bool
+}
+
+// follow notes what follows from the endpoint's network.
+func (j *joined) follow(n *Network, direct bool) {
+	j.mode4, j.mode6 = n.mode(false), n.mode(true)
+	direct = direct || len(n.bridge().trusted) > 0
+	j.open4 = j.mode4 == modeRouted || j.mode4 == modeNAT && direct
+	j.open6 = j.mode6 == modeRouted || j.mode6 == modeNAT && direct
 }
 
 // all lists the endpoints, the gateway bridge's at the end.
@@ -215,7 +228,7 @@ func (m *Manager) settle(ctx context.Context, sb *sandbox, ns *netns.NS) error {
 	needs, has := false, false
 	for _, j := range sb.Joined {
 		n := m.networkOf(&j.Endpoint)
-		has = has || j.Gateway4.IsValid() || j.Gateway6.IsValid()
+		has = has || j.Gateway4.IsValid() || j.Gateway6.IsValid() || j.OnLink4 || j.OnLink6
 		needs = needs || n.Scope == ScopeSwarm && !n.Spec.Internal
 	}
 	switch {
@@ -266,12 +279,24 @@ func (s *sandbox) gateways() (v4, v6 *joined) {
 		return a.NetworkName < b.NetworkName
 	}
 	for _, j := range all {
-		if j.Gateway4.IsValid() && better(j, v4) {
+		if (j.Gateway4.IsValid() || j.OnLink4) && better(j, v4) {
 			v4 = j
 		}
-		if j.Gateway6.IsValid() && better(j, v6) {
+		if (j.Gateway6.IsValid() || j.OnLink6) && better(j, v6) {
 			v6 = j
 		}
+	}
+	return v4, v6
+}
+
+// carriers are the endpoints that published ports lead to.
+func (s *sandbox) carriers() (v4, v6 *joined) {
+	v4, v6 = s.gateways()
+	if v4 != nil && v4.mode4 == "" {
+		v4 = nil
+	}
+	if v6 != nil && v6.mode6 == "" {
+		v6 = nil
 	}
 	return v4, v6
 }
@@ -295,7 +320,7 @@ func (m *Manager) routes(sb *sandbox, ns *netns.NS) error {
 		if err != nil {
 			return err
 		}
-		if err := link.SetRoute(h, link.Route{Via: r.gw(r.j), Index: index}); err != nil {
+		if err := link.SetRoute(h, link.Route{Via: r.gw(r.j), Index: index, V6: r.v6}); err != nil {
 			return err
 		}
 	}

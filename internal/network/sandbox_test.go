@@ -386,7 +386,7 @@ func (s *site) state() string {
 	next := ""
 	for _, name := range []string{"app", "more", "late"} {
 		if n, err := s.m.find(name); err == nil {
-			sub := s.m.space.Subnet(n.Subnets[0].Subnet)
+			sub := s.m.space.Subnet(n.ID, n.Subnets[0].Subnet)
 			if a, err := sub.Alloc(netip.Addr{}); err == nil {
 				next += " " + a.String()
 				sub.Free(a)

@@ -18,6 +18,8 @@ const (
 	DriverHost    = "host"
 	DriverNull    = "null"
 	DriverOverlay = "overlay"
+	DriverMacvlan = "macvlan"
+	DriverIPvlan  = "ipvlan"
 )
 
 // The networks that every host has.
@@ -44,7 +46,9 @@ type Network struct {
 	Scope   Scope
 	Spec    Spec
 	Subnets []cloud.IPAMConfig // complete
-	Link    string             // the bridge's interface name
+	Link    string             // the bridge's interface name; of macvlan and ipvlan networks, the parent's
+	Made    bool               // of macvlan and ipvlan networks: the parent was made here and goes with the last of them
+	Foreign bool               // the bridge was there before, and stays
 	VNI     uint32
 	MTU     int
 	Members map[string]Endpoint // by sandbox ID: the endpoints on this host
@@ -61,9 +65,17 @@ type Spec struct {
 	Attachable bool
 	Ingress    bool
 	IPv4, IPv6 bool
-	Options    map[string]string // com.docker.network.bridge.name, .enable_icc, .enable_ip_masquerade, .host_binding_ipv4, com.docker.network.driver.mtu
-	Labels     map[string]string
+	// NoAddresses: with neither IPv4 nor IPv6, which otherwise stands for IPv4.
+	NoAddresses bool
+	Options     map[string]string // see options.go
+	Labels      map[string]string
+	// ConfigOnly: the network is nothing but a configuration for others, which name it in ConfigFrom.
+	ConfigOnly bool
+	ConfigFrom string
 }
+
+// subnet is one of a network's.
+type subnet = cloud.IPAMConfig
 
 // SandboxSpec is a sandbox to be made and joined to networks.
 type SandboxSpec struct {
@@ -88,7 +100,9 @@ type EndpointSpec struct {
 	Aliases    []string
 	IPv4       netip.Addr // invalid: any. On an overlay, the address that the cluster's allocator gave
 	IPv6       netip.Addr
+	LinkLocal  []netip.Addr // further addresses of the interface
 	MAC        string
+	Links      []string // NAME:ALIAS of containers on the network: names that only this sandbox has for them
 	GwPriority int
 	DriverOpts map[string]string
 	// Task is set for a task's endpoint: its member entry in the cluster's view names it, not Owner and Aliases.
@@ -107,8 +121,11 @@ type Endpoint struct {
 	IPv4, IPv6  netip.Prefix
 	Gateway4    netip.Addr
 	Gateway6    netip.Addr
-	Aliases     []string
-	DNSNames    []string
+	LinkLocal   []netip.Prefix
+	// OnLink4 and OnLink6: everything that leaves goes out by the interface, without a gateway.
+	OnLink4, OnLink6 bool
+	Aliases          []string
+	DNSNames         []string
 }
 
 // PortBinding publishes a port of a sandbox on this host. HostIP invalid: all addresses, IPv4 and IPv6. HostPort 0: any

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -40,14 +41,25 @@ var (
 type Request struct {
 	Subnet  netip.Prefix // invalid: one is cut from the pools
 	Range   netip.Prefix
-	Gateway netip.Addr // invalid: the first address
+	Gateway netip.Addr // invalid: the first address, or none at all with NoGateway
 	Aux     map[string]netip.Addr
+	// NoGateway leaves a subnet without a gateway that was not asked for.
+	NoGateway bool
+	// Shared lets others that ask for it too take the very same subnet; an address is given once all the same. Networks
+	// that lead to one physical network share its subnet so.
+	Shared bool
 }
 
 // Space is the address space of a host: which subnets and addresses are taken.
 type Space struct {
 	pools   []Pool
-	subnets map[netip.Prefix]*Subnet
+	subnets map[ownedPrefix]*Subnet
+}
+
+// ownedPrefix is a subnet as one network has it.
+type ownedPrefix struct {
+	owner  string
+	prefix netip.Prefix
 }
 
 // New returns an empty space; no pools stands for the default ones.
@@ -61,17 +73,24 @@ func New(pools []Pool) (*Space, error) {
 				p.Base, p.Size, max(p.Base.Bits(), 0), p.Base.Addr().BitLen()-2)
 		}
 	}
-	return &Space{pools: pools, subnets: map[netip.Prefix]*Subnet{}}, nil
+	return &Space{pools: pools, subnets: map[ownedPrefix]*Subnet{}}, nil
 }
 
-// Subnet is a subnet that is taken.
+// Subnet is a subnet as one network has it.
 type Subnet struct {
 	Prefix  netip.Prefix
 	Range   netip.Prefix
-	Gateway netip.Addr
+	Gateway netip.Addr // invalid: it has none
 	Aux     map[string]netip.Addr
+	*block
+	hint netip.Addr // no address of the range below it is free
+}
+
+// block is the addresses of a subnet, which several networks may share.
+type block struct {
+	shared  bool
 	used    map[netip.Addr]bool
-	hint    netip.Addr // no address of the range below it is free
+	holders []*Subnet
 }
 
 // Check says what is wrong with a request for a given subnet, in Docker's words, or nil.
@@ -88,8 +107,8 @@ func Check(r Request) error {
 	if s != s.Masked() {
 		bad("invalid subnet %s: it should be %s", s, s.Masked())
 	}
-	if s.Bits() > s.Addr().BitLen()-2 {
-		bad("invalid subnet %s: it has no room for a gateway and an endpoint", s)
+	if s.Bits() > s.Addr().BitLen()-1 {
+		bad("invalid subnet %s: it has no room for two endpoints", s)
 	}
 	if r.Range.IsValid() {
 		switch {
@@ -124,10 +143,10 @@ func Check(r Request) error {
 	return nil
 }
 
-// Take takes a subnet. One that is asked for must not overlap with one that is taken; one that is cut from the pools
-// does not overlap with those of avoid (the host's routes) either. v6 chooses the family of one that is cut; without
-// IPv6 pools it is a random unique local one.
-func (s *Space) Take(r Request, v6 bool, avoid []netip.Prefix) (*Subnet, error) {
+// Take takes a subnet for a network, the owner. One that is asked for must not overlap with one that is taken, but for
+// shared ones; one that is cut from the pools does not overlap with those of avoid (the host's routes) either. v6 chooses
+// the family of one that is cut; without IPv6 pools it is a random unique local one.
+func (s *Space) Take(owner string, r Request, v6 bool, avoid []netip.Prefix) (*Subnet, error) {
 	if !r.Subnet.IsValid() {
 		p, err := s.cut(v6, avoid)
 		if err != nil {
@@ -140,52 +159,116 @@ func (s *Space) Take(r Request, v6 bool, avoid []netip.Prefix) (*Subnet, error) 
 	} else if err := Check(r); err != nil {
 		return nil, err
 	}
-	for p := range s.subnets {
-		if p.Overlaps(r.Subnet) {
-			return nil, fault.As(fault.Forbidden, ErrOverlap)
-		}
+	b, err := s.blockFor(owner, r)
+	if err != nil {
+		return nil, err
 	}
-	n := &Subnet{Prefix: r.Subnet, Range: r.Range, Gateway: r.Gateway, Aux: r.Aux, used: map[netip.Addr]bool{}}
+	n := &Subnet{Prefix: r.Subnet, Range: r.Range, Gateway: r.Gateway, Aux: r.Aux, block: b}
 	if !n.Range.IsValid() {
 		n.Range = n.Prefix
 	}
 	n.hint = n.Range.Addr()
-	n.used[n.Prefix.Addr()] = true // the network's own address; in IPv6 that of any router
-	if !v6 && n.Prefix.Addr().Is4() {
-		n.used[last(n.Prefix)] = true
-	}
-	for name, a := range n.Aux {
-		if n.used[a] {
+	var taken []netip.Addr
+	defer func() {
+		if s.subnets[ownedPrefix{owner, n.Prefix}] != n {
+			for _, a := range taken {
+				delete(b.used, a)
+			}
+		}
+	}()
+	for _, name := range slices.Sorted(maps.Keys(n.Aux)) {
+		if a := n.Aux[name]; b.used[a] {
 			return nil, fault.New(fault.InvalidArgument, "invalid auxiliary address %s: %s cannot be used or is given twice", name, a)
 		}
-		n.used[a] = true
+		b.used[n.Aux[name]] = true
+		taken = append(taken, n.Aux[name])
 	}
-	if !n.Gateway.IsValid() {
+	switch {
+	case n.Gateway.IsValid() && b.used[n.Gateway]:
+		return nil, fault.New(fault.InvalidArgument, "invalid gateway %s: it is the subnet's own, its broadcast, an auxiliary address or another network's", n.Gateway)
+	case n.Gateway.IsValid():
+		b.used[n.Gateway] = true
+	case !r.NoGateway:
 		// The first address that is free, from the range if there is one, as Docker does.
-		g, err := n.Alloc(netip.Addr{})
-		if err != nil {
+		if n.Gateway, err = n.Alloc(netip.Addr{}); err != nil {
 			return nil, err
 		}
-		n.Gateway = g
-	} else if n.used[n.Gateway] {
-		return nil, fault.New(fault.InvalidArgument, "invalid gateway %s: it is the subnet's own, its broadcast or an auxiliary address", n.Gateway)
 	}
-	n.used[n.Gateway] = true
-	s.subnets[n.Prefix] = n
+	b.holders = append(b.holders, n)
+	s.subnets[ownedPrefix{owner, n.Prefix}] = n
 	return n, nil
 }
 
-// Give takes a subnet back, with all its addresses.
-func (s *Space) Give(p netip.Prefix) { delete(s.subnets, p) }
+// blockFor finds the addresses of a shared subnet, or begins new ones.
+func (s *Space) blockFor(owner string, r Request) (*block, error) {
+	var found *block
+	for k, t := range s.subnets {
+		switch {
+		case !k.prefix.Overlaps(r.Subnet):
+		case k.prefix == r.Subnet && k.owner != owner && r.Shared && t.shared:
+			found = t.block
+		default:
+			return nil, fault.As(fault.Forbidden, ErrOverlap)
+		}
+	}
+	if found != nil {
+		return found, nil
+	}
+	b := &block{shared: r.Shared, used: map[netip.Addr]bool{}}
+	switch room := r.Subnet.Addr().BitLen() - r.Subnet.Bits(); {
+	case r.Subnet.Addr().Is6():
+		b.used[r.Subnet.Addr()] = true // that of any router
+	case room > 1: // two hosts on a wire have no use for these (RFC 3021)
+		b.used[r.Subnet.Addr()], b.used[last(r.Subnet)] = true, true
+	}
+	return b, nil
+}
 
-// Subnet is the subnet that is taken as p, nil if none is.
-func (s *Space) Subnet(p netip.Prefix) *Subnet { return s.subnets[p] }
+// Give takes an owner's subnet back; once nobody shares it, with all its addresses.
+func (s *Space) Give(owner string, p netip.Prefix) {
+	k := ownedPrefix{owner, p}
+	n := s.subnets[k]
+	if n == nil {
+		return
+	}
+	delete(s.subnets, k)
+	n.holders = slices.DeleteFunc(n.holders, func(o *Subnet) bool { return o == n })
+	for _, a := range n.Aux {
+		n.release(a)
+	}
+	if n.Gateway.IsValid() {
+		n.release(n.Gateway)
+	}
+}
+
+// Subnet is the subnet that the owner has taken as p, nil if it has none.
+func (s *Space) Subnet(owner string, p netip.Prefix) *Subnet { return s.subnets[ownedPrefix{owner, p}] }
+
+// Status counts the addresses of the subnet that are in use, whoever shares it, and those of the range that can still be
+// given. What does not fit the numbers is the greatest there is.
+func (n *Subnet) Status() (inUse, available uint64) {
+	inRange := uint64(0)
+	for a := range n.used {
+		if n.Range.Contains(a) {
+			inRange++
+		}
+	}
+	switch room := n.Range.Addr().BitLen() - n.Range.Bits(); {
+	case room < 64:
+		available = 1<<room - inRange
+	case room == 64 && inRange > 0:
+		available = math.MaxUint64 - inRange + 1
+	default:
+		available = math.MaxUint64
+	}
+	return uint64(len(n.used)), available
+}
 
 func (s *Space) cut(v6 bool, avoid []netip.Prefix) (netip.Prefix, error) {
 	free := func(p netip.Prefix) (blocker netip.Prefix, ok bool) {
 		for t := range s.subnets {
-			if t.Overlaps(p) {
-				return t, false
+			if t.prefix.Overlaps(p) {
+				return t.prefix, false
 			}
 		}
 		for _, t := range avoid {
@@ -254,14 +337,19 @@ func (n *Subnet) Alloc(want netip.Addr) (netip.Addr, error) {
 	return netip.Addr{}, fault.New(fault.Exhausted, "%w: %s", ErrExhausted, n.Range)
 }
 
-// Free gives an address back.
+// Free gives an endpoint's address back.
 func (n *Subnet) Free(a netip.Addr) {
-	if a == n.Gateway || !n.used[a] {
-		return
+	if n.used[a] && !slices.ContainsFunc(n.holders, func(h *Subnet) bool { return a == h.Gateway }) {
+		n.release(a)
 	}
-	delete(n.used, a)
-	if n.Range.Contains(a) && a.Less(n.hint) || !n.hint.IsValid() {
-		n.hint = a
+}
+
+func (b *block) release(a netip.Addr) {
+	delete(b.used, a)
+	for _, h := range b.holders {
+		if h.Range.Contains(a) && a.Less(h.hint) || !h.hint.IsValid() {
+			h.hint = a
+		}
 	}
 }
 

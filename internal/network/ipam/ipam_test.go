@@ -2,6 +2,7 @@ package ipam_test
 
 import (
 	"errors"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"testing"
@@ -26,7 +27,7 @@ func TestDefaultPools(t *testing.T) {
 	s := space(t)
 	var got []string
 	for {
-		n, err := s.Take(ipam.Request{}, false, []netip.Prefix{prefix("172.18.5.0/24"), prefix("172.20.0.0/14")})
+		n, err := s.Take("net", ipam.Request{}, false, []netip.Prefix{prefix("172.18.5.0/24"), prefix("172.20.0.0/14")})
 		if errors.Is(err, ipam.ErrNoSubnet) {
 			break
 		} else if err != nil {
@@ -42,22 +43,22 @@ func TestDefaultPools(t *testing.T) {
 
 func TestPoolsBiggerThanWhatBlocksThem(t *testing.T) {
 	s := space(t, ipam.Pool{Base: prefix("10.0.0.0/8"), Size: 24}, ipam.Pool{Base: prefix("fd00:1::/48"), Size: 64})
-	n, err := s.Take(ipam.Request{}, false, []netip.Prefix{prefix("10.0.0.0/9"), prefix("10.128.0.7/32")})
+	n, err := s.Take("net", ipam.Request{}, false, []netip.Prefix{prefix("10.0.0.0/9"), prefix("10.128.0.7/32")})
 	if err != nil || n.Prefix.String() != "10.128.1.0/24" {
 		t.Errorf("%v, %v", n, err)
 	}
-	if n, err = s.Take(ipam.Request{}, true, nil); err != nil || n.Prefix.String() != "fd00:1::/64" || n.Gateway.String() != "fd00:1::1" {
+	if n, err = s.Take("net", ipam.Request{}, true, nil); err != nil || n.Prefix.String() != "fd00:1::/64" || n.Gateway.String() != "fd00:1::1" {
 		t.Errorf("%v, %v", n, err)
 	}
 }
 
 func TestRandomIPv6(t *testing.T) {
 	s := space(t)
-	a, err := s.Take(ipam.Request{}, true, nil)
+	a, err := s.Take("net", ipam.Request{}, true, nil)
 	if err != nil || a.Prefix.Bits() != 64 || !prefix("fd00::/8").Overlaps(a.Prefix) {
 		t.Fatalf("%+v, %v", a, err)
 	}
-	if b, err := s.Take(ipam.Request{}, true, nil); err != nil || b.Prefix == a.Prefix {
+	if b, err := s.Take("net", ipam.Request{}, true, nil); err != nil || b.Prefix == a.Prefix {
 		t.Errorf("%+v, %v", b, err)
 	}
 }
@@ -72,7 +73,7 @@ func TestBadPools(t *testing.T) {
 
 func TestAddresses(t *testing.T) {
 	s := space(t)
-	n, err := s.Take(ipam.Request{Subnet: prefix("10.5.0.0/29"), Aux: map[string]netip.Addr{"printer": addr("10.5.0.3")}}, false, nil)
+	n, err := s.Take("net", ipam.Request{Subnet: prefix("10.5.0.0/29"), Aux: map[string]netip.Addr{"printer": addr("10.5.0.3")}}, false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,18 +110,18 @@ func TestAddresses(t *testing.T) {
 	n.Free(addr("10.5.0.1")) // the gateway's stays
 	take("10.5.0.2", "")
 	take("10.5.0.4", "")
-	if _, err := s.Take(ipam.Request{Subnet: prefix("10.5.0.0/24")}, false, nil); !fault.Is(err, fault.Forbidden) || !errors.Is(err, ipam.ErrOverlap) {
+	if _, err := s.Take("net", ipam.Request{Subnet: prefix("10.5.0.0/24")}, false, nil); !fault.Is(err, fault.Forbidden) || !errors.Is(err, ipam.ErrOverlap) {
 		t.Errorf("overlap: %v", err)
 	}
-	s.Give(n.Prefix)
-	if _, err := s.Take(ipam.Request{Subnet: prefix("10.5.0.0/24")}, false, nil); err != nil {
+	s.Give("net", n.Prefix)
+	if _, err := s.Take("net", ipam.Request{Subnet: prefix("10.5.0.0/24")}, false, nil); err != nil {
 		t.Errorf("a subnet that was given back: %v", err)
 	}
 }
 
 func TestRange(t *testing.T) {
 	s := space(t)
-	n, err := s.Take(ipam.Request{Subnet: prefix("10.5.0.0/16"), Range: prefix("10.5.7.0/30"), Gateway: addr("10.5.255.254")}, false, nil)
+	n, err := s.Take("net", ipam.Request{Subnet: prefix("10.5.0.0/16"), Range: prefix("10.5.7.0/30"), Gateway: addr("10.5.255.254")}, false, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +142,7 @@ func TestRange(t *testing.T) {
 func TestRandomOperationsKeepTheBooks(t *testing.T) {
 	for seed := range uint64(50) {
 		r := rand.New(rand.NewPCG(seed, 1))
-		n, err := space(t).Take(ipam.Request{Subnet: prefix("10.5.0.0/27")}, false, nil)
+		n, err := space(t).Take("net", ipam.Request{Subnet: prefix("10.5.0.0/27")}, false, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +187,7 @@ func FuzzCheck(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		n, err := s.Take(r, r.Subnet.Addr().Is6(), nil)
+		n, err := s.Take("net", r, r.Subnet.Addr().Is6(), nil)
 		if err != nil {
 			return
 		}
@@ -197,4 +198,72 @@ func FuzzCheck(f *testing.F) {
 			t.Errorf("address %s of %s, gateway %s", a, n.Range, n.Gateway)
 		}
 	})
+}
+
+func TestSharedSubnet(t *testing.T) {
+	s := space(t)
+	take := func(owner, sub, rng string) *ipam.Subnet {
+		t.Helper()
+		n, err := s.Take(owner, ipam.Request{Subnet: prefix(sub), Range: prefix(rng), NoGateway: true, Shared: true}, false, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	one, two := take("one", "192.168.0.0/24", "192.168.0.0/25"), take("two", "192.168.0.0/24", "192.168.0.0/24")
+	status := func(n *ipam.Subnet, inUse, available uint64) {
+		t.Helper()
+		if u, a := n.Status(); u != inUse || a != available {
+			t.Errorf("%d in use and %d available, want %d and %d", u, a, inUse, available)
+		}
+	}
+	status(one, 2, 127)
+	status(two, 2, 254)
+	a, err := one.Alloc(netip.Addr{})
+	if err != nil || a != addr("192.168.0.1") {
+		t.Errorf("%s, %v", a, err)
+	}
+	if b, err := two.Alloc(netip.Addr{}); err != nil || b != addr("192.168.0.2") {
+		t.Errorf("an address is given twice: %s, %v", b, err)
+	}
+	status(one, 4, 125)
+	one.Free(a)
+	if b, err := two.Alloc(netip.Addr{}); err != nil || b != a {
+		t.Errorf("an address that the other network gave back: %s, %v", b, err)
+	}
+	for _, r := range []ipam.Request{{Subnet: prefix("192.168.0.0/24")}, {Subnet: prefix("192.168.0.0/23"), Shared: true}} {
+		if _, err := s.Take("three", r, false, nil); !errors.Is(err, ipam.ErrOverlap) {
+			t.Errorf("%v: %v", r, err)
+		}
+	}
+	s.Give("one", one.Prefix)
+	s.Give("two", two.Prefix)
+	if _, err := s.Take("three", ipam.Request{Subnet: prefix("192.168.0.0/23")}, false, nil); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestStatusOfBigAndSmallSubnets(t *testing.T) {
+	s := space(t)
+	for _, c := range []struct {
+		r                ipam.Request
+		inUse, available uint64
+	}{
+		{ipam.Request{Subnet: prefix("fd00::/56")}, 2, math.MaxUint64},
+		{ipam.Request{Subnet: prefix("fd01::/64")}, 2, math.MaxUint64 - 1},
+		{ipam.Request{Subnet: prefix("fd02::/64"), Range: prefix("fd02::/120"), Gateway: addr("fd02::1"),
+			Aux: map[string]netip.Addr{"in": addr("fd02::2a"), "out": addr("fd02::8000")}}, 4, 253},
+		{ipam.Request{Subnet: prefix("10.0.0.0/24"), Range: prefix("10.0.0.64/31"), Gateway: addr("10.0.0.1"),
+			Aux: map[string]netip.Addr{"in": addr("10.0.0.65"), "out": addr("10.0.0.128")}}, 5, 1},
+		{ipam.Request{Subnet: prefix("10.0.1.0/31"), NoGateway: true}, 0, 2},
+	} {
+		n, err := s.Take("net", c.r, false, nil)
+		if err != nil {
+			t.Errorf("%v: %v", c.r, err)
+			continue
+		}
+		if u, a := n.Status(); u != c.inUse || a != c.available {
+			t.Errorf("%v: %d in use and %d available, want %d and %d", c.r, u, a, c.inUse, c.available)
+		}
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/sys/link"
+	"github.com/sampan-cloud/sampan/internal/sys/nft"
 )
 
 // Sysctls writes net.* settings.
@@ -96,4 +97,23 @@ func (s *Space) Serve6(port uint16) {
 			}()
 		}
 	}()
+}
+
+// With runs f on the space's links, addresses and routes.
+func (s *Space) With(f func(h *netlink.Handle) error) {
+	s.t.Helper()
+	s.with(f)
+}
+
+// MarkIncoming gives all that comes in by an interface a mark, as another program's firewall might.
+func (s *Space) MarkIncoming(name string, mark uint32) {
+	s.t.Helper()
+	err := nft.Open(s.FD()).Do(func(tx *nft.Tx) error {
+		tx.Add(nft.Table{Family: nft.IP4, Name: "marks"}, nft.Content{Chains: []nft.Chain{{Name: "prerouting", Type: nft.TypeFilter,
+			Hook: nft.Prerouting, Priority: nft.PriorityMangle, Rules: []nft.Rule{nft.Join(nft.Is(nft.IIfName, name), nft.SetMark(0xffffffff, mark))}}}})
+		return nil
+	})
+	if err != nil {
+		s.t.Fatalf("%s: %v", s.Name, err)
+	}
 }

@@ -29,11 +29,11 @@ type Veth struct {
 
 // AddVeth makes a pair. Both ends are down.
 func AddVeth(h *netlink.Handle, v Veth) error {
-	mac, err := parseMAC(v.MAC)
+	mac, err := ParseMAC(v.MAC)
 	if err != nil {
 		return err
 	}
-	peerMAC, err := parseMAC(v.PeerMAC)
+	peerMAC, err := ParseMAC(v.PeerMAC)
 	if err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ type Bridge struct {
 
 // AddBridge makes a bridge, down, and returns its index.
 func AddBridge(h *netlink.Handle, b Bridge) (index int, err error) {
-	mac, err := parseMAC(b.MAC)
+	mac, err := ParseMAC(b.MAC)
 	if err != nil {
 		return 0, err
 	}
@@ -96,7 +96,7 @@ type VXLAN struct {
 
 // AddVXLAN makes a tunnel end, down.
 func AddVXLAN(h *netlink.Handle, v VXLAN) error {
-	mac, err := parseMAC(v.MAC)
+	mac, err := ParseMAC(v.MAC)
 	if err != nil {
 		return err
 	}
@@ -114,6 +114,11 @@ func AddVXLAN(h *netlink.Handle, v VXLAN) error {
 		vx.SrcAddr = v.Local.AsSlice()
 	}
 	return wrap(h.LinkAdd(vx), "create vxlan", v.Name)
+}
+
+// Add makes an interface of any kind, down.
+func Add(h *netlink.Handle, l netlink.Link) error {
+	return wrap(h.LinkAdd(l), "create "+l.Type(), l.Attrs().Name)
 }
 
 // Get returns the named interface; fault.NotFound if there is none.
@@ -275,7 +280,7 @@ func DelFDB(h *netlink.Handle, index int, mac string, underlay netip.Addr) error
 }
 
 func fdb(index int, mac string, underlay netip.Addr) (*netlink.Neigh, error) {
-	hw, err := parseMAC(mac)
+	hw, err := ParseMAC(mac)
 	if err != nil {
 		return nil, err
 	}
@@ -302,7 +307,7 @@ func DelNeigh(h *netlink.Handle, index int, addr netip.Addr) error {
 }
 
 func neigh(index int, addr netip.Addr, mac string) (*netlink.Neigh, error) {
-	hw, err := parseMAC(mac)
+	hw, err := ParseMAC(mac)
 	if err != nil {
 		return nil, err
 	}
@@ -318,7 +323,8 @@ func IPNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-func parseMAC(s string) (net.HardwareAddr, error) {
+// ParseMAC reads a hardware address of Ethernet; an empty text is none.
+func ParseMAC(s string) (net.HardwareAddr, error) {
 	if s == "" {
 		return nil, nil
 	}
