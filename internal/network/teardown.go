@@ -2,25 +2,39 @@ package network
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
+	"github.com/sampan-cloud/sampan/internal/sys/link"
 	"github.com/sampan-cloud/sampan/internal/sys/netns"
 )
 
-// teardowns takes away what is left of detached sandboxes, one after the other: the kernel holds one lock for all of it,
-// and deleting a link takes it many milliseconds. The addresses of a sandbox are free when its links are gone, and not
-// before: two links with one address would answer for each other.
+// How long a sandbox that was detached waits for others to go with: until none has come for teardownQuiet, and never
+// longer than teardownMost or in greater company than teardownCrowd.
+const (
+	teardownQuiet = 300 * time.Millisecond
+	teardownMost  = 2 * time.Second
+	teardownCrowd = 64
+)
+
+// teardowns takes away what is left of detached sandboxes, many in one step: deleting links takes the kernel many
+// milliseconds, however many they are, and meanwhile no container can be joined to a network. The addresses of a sandbox
+// are free when its links are gone, and not before: two links with one address would answer for each other.
 type teardowns struct {
 	m     *Manager
+	more  chan struct{} // something was added
+	hurry chan struct{} // somebody waits
+
 	mu    sync.Mutex
 	queue []*sandbox
 	busy  bool
-	idle  chan struct{} // closed when the queue is empty
+	gone  chan struct{} // closed when what is in the queue is gone, or what was in it last
 }
 
 func newTeardowns(m *Manager) *teardowns {
-	t := &teardowns{m: m, idle: make(chan struct{})}
-	close(t.idle)
+	t := &teardowns{m: m, more: make(chan struct{}, 1), hurry: make(chan struct{}, 1), gone: make(chan struct{})}
+	close(t.gone)
 	return t
 }
 
@@ -28,45 +42,106 @@ func newTeardowns(m *Manager) *teardowns {
 func (t *teardowns) add(sb *sandbox) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if len(t.queue) == 0 {
+		t.gone = make(chan struct{})
+	}
 	t.queue = append(t.queue, sb)
 	if !t.busy {
-		t.busy, t.idle = true, make(chan struct{})
+		t.busy = true
 		go t.run()
+	}
+	nudge(t.more)
+	if len(t.queue) >= teardownCrowd {
+		nudge(t.hurry)
+	}
+}
+
+func nudge(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
 	}
 }
 
 func (t *teardowns) run() {
 	for {
+		t.gather()
 		t.mu.Lock()
-		if len(t.queue) == 0 {
-			t.busy = false
-			close(t.idle)
-			t.mu.Unlock()
+		batch, gone := t.queue, t.gone
+		t.queue = nil
+		t.busy = len(batch) > 0
+		t.mu.Unlock()
+		if len(batch) == 0 {
 			return
 		}
-		sb := t.queue[0]
-		t.queue = t.queue[1:]
-		t.mu.Unlock()
-		sb.op.Lock()
-		if err := t.m.leaveAll(sb); err != nil {
-			t.m.log.Error("removing the links of a sandbox", "sandbox", sb.Spec.ID, "error", err)
+		t.m.takeAway(batch)
+		close(gone)
+	}
+}
+
+// gather waits until it is worth while to begin. With nothing in the queue it returns at once.
+func (t *teardowns) gather() {
+	t.mu.Lock()
+	empty := len(t.queue) == 0
+	t.mu.Unlock()
+	if empty {
+		return
+	}
+	quiet, most := time.NewTimer(teardownQuiet), time.NewTimer(teardownMost)
+	defer quiet.Stop()
+	defer most.Stop()
+	for {
+		select {
+		case <-t.more:
+			quiet.Reset(teardownQuiet)
+		case <-quiet.C:
+			return
+		case <-most.C:
+			return
+		case <-t.hurry:
+			return
 		}
-		if sb.NetNS != "" {
-			if err := netns.Remove(sb.NetNS); err != nil {
-				t.m.log.Error("removing the namespace of a sandbox", "sandbox", sb.Spec.ID, "error", err)
+	}
+}
+
+// takeAway removes links and namespaces of sandboxes.
+func (m *Manager) takeAway(batch []*sandbox) {
+	var links []string
+	for _, sb := range batch {
+		sb.op.Lock()
+		for _, e := range sb.all() {
+			if m.driverOf(m.networkOf(e)) == driver(m.bridges) {
+				links = append(links, hostLink(e.ID))
 			}
 		}
 		sb.op.Unlock()
 	}
+	if err := m.host.Do(func() error { return link.DelAll(links) }); err != nil {
+		m.log.Error("removing the links of sandboxes", "error", err)
+	}
+	for _, sb := range batch {
+		sb.op.Lock()
+		err := m.leaveAll(sb)
+		if sb.NetNS != "" {
+			err = errors.Join(err, netns.Remove(sb.NetNS))
+		}
+		sb.op.Unlock()
+		if err != nil {
+			m.log.Error("removing a sandbox", "sandbox", sb.Spec.ID, "error", err)
+		}
+	}
 }
 
-// wait waits until what is queued now is done.
+// wait waits until what is queued now is gone.
 func (t *teardowns) wait(ctx context.Context) {
 	t.mu.Lock()
-	idle := t.idle
+	gone := t.gone
+	if len(t.queue) > 0 {
+		nudge(t.hurry)
+	}
 	t.mu.Unlock()
 	select {
-	case <-idle:
+	case <-gone:
 	case <-ctx.Done():
 	}
 }

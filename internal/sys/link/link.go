@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -149,6 +150,38 @@ func Del(h *netlink.Handle, name string) error {
 	}
 	if err := h.LinkDel(l); err != nil && !errors.Is(err, unix.ENODEV) {
 		return wrap(err, "delete", name)
+	}
+	return nil
+}
+
+// doomed is the group of links that are about to be deleted; no link is in it for longer than that.
+const doomed = 0x73616d70
+
+// DelAll deletes the named interfaces of the calling thread's namespace, all in one step: the kernel waits as long for
+// many as for one, and keeps everybody else from changing interfaces meanwhile. Those that are not there are passed over.
+func DelAll(names []string) error {
+	some := false
+	for _, name := range names {
+		l, err := netlink.LinkByName(name)
+		if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
+			continue
+		}
+		if err == nil {
+			err = netlink.LinkSetGroup(l, doomed)
+		}
+		if err != nil && !errors.Is(err, unix.ENODEV) {
+			return wrap(err, "mark for deletion", name)
+		}
+		some = some || err == nil
+	}
+	if !some {
+		return nil
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_GROUP, nl.Uint32Attr(doomed)))
+	if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("deleting %d interfaces: %w", len(names), err)
 	}
 	return nil
 }

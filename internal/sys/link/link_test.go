@@ -1,9 +1,11 @@
 package link_test
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -153,5 +155,34 @@ func TestVXLANForwardingEntries(t *testing.T) {
 		if err := link.DelNeigh(ih, index, addr); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestManyLinksAreDeletedAtOnceAndNoOther(t *testing.T) {
+	ns, h := open(t)
+	var names []string
+	for i := range 5 {
+		name := fmt.Sprintf("a%d", i)
+		if err := link.AddVeth(h, link.Veth{Name: name, Peer: fmt.Sprintf("b%d", i)}); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, name)
+	}
+	for _, some := range [][]string{{"not-there"}, nil, append(names[:4:4], "not-there")} {
+		if err := ns.Do(func() error { return link.DelAll(some) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := h.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, l := range all {
+		left = append(left, l.Attrs().Name)
+	}
+	slices.Sort(left)
+	if !slices.Equal(left, []string{"a4", "b4", "lo"}) {
+		t.Errorf("left are %v, want the pair that was not named and loopback", left)
 	}
 }
