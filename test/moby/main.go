@@ -37,7 +37,7 @@ func main() {
 	flag.StringVar(&o.bin, "bin", "bin", "folder of Sampan's programs")
 	flag.StringVar(&o.daemon, "daemon", "", "another daemon to test, such as /usr/sbin/dockerd; empty: sampand")
 	flag.StringVar(&o.debian, "debian", "", "tar of a Debian root file system with gcc, libc6-dev and libcap2-bin; empty: busybox under its name")
-	flag.StringVar(&o.out, "out", "", "folder for the test programs and what they print; empty: a new one in the temporary directory")
+	flag.StringVar(&o.out, "out", "", "folder for what the tests print and their programs, which are built unless it has them; empty: a new one")
 	flag.StringVar(&o.run, "run", ".", "run only tests that match this regular expression")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "the longest that one package may take")
 	flag.Parse()
@@ -109,10 +109,14 @@ func (o *options) program(pkg string) string {
 
 func (o *options) source(pkg string) string { return filepath.Join(o.moby, "integration", pkg) }
 
+// build makes a package's test program, unless -out has it.
 func build(ctx context.Context, o options, pkg string) error {
 	out, err := filepath.Abs(o.program(pkg))
 	if err != nil {
 		return err
+	}
+	if _, err := os.Stat(out); err == nil {
+		return nil
 	}
 	cmd := exec.CommandContext(ctx, "go", "test", "-c", "-o", out, ".")
 	cmd.Dir = o.source(pkg)
