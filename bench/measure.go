@@ -41,6 +41,12 @@ type lab struct {
 
 func (l *lab) first() *testhost.Host { return l.Hosts[0] }
 
+// say prints what one sample found, for who watches: where several programs share a machine, CPU time tells more than the
+// clock.
+func (l *lab) say(format string, args ...any) {
+	fmt.Fprintf(os.Stderr, "  %s: %s\n", l.engine.name, fmt.Sprintf(format, args...))
+}
+
 type row struct {
 	measure
 	values map[string][]float64

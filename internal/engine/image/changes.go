@@ -54,7 +54,7 @@ func applyChange(c *runConfig, line string) error {
 		}
 		c.Shell = list
 	case "ENV":
-		pairs, err := keyValues(rest)
+		pairs, err := keyValues(rest, c.Env)
 		if err != nil {
 			return fmt.Errorf("ENV: %w", err)
 		}
@@ -62,7 +62,7 @@ func applyChange(c *runConfig, line string) error {
 			c.Env = setEnv(c.Env, p[0], p[1])
 		}
 	case "LABEL":
-		pairs, err := keyValues(rest)
+		pairs, err := keyValues(rest, c.Env)
 		if err != nil {
 			return fmt.Errorf("LABEL: %w", err)
 		}
@@ -74,14 +74,25 @@ func applyChange(c *runConfig, line string) error {
 			c.Labels[p[0]] = p[1]
 		}
 	case "EXPOSE":
-		return expose(c, strings.Fields(rest))
+		ports, err := expandWord(rest, c.Env)
+		if err != nil {
+			return err
+		}
+		return expose(c, strings.Fields(ports))
 	case "USER":
 		if len(strings.Fields(rest)) != 1 {
 			return errors.New("USER requires exactly one argument")
 		}
-		c.User = rest
+		user, err := expandWord(rest, c.Env)
+		if err != nil {
+			return err
+		}
+		c.User = user
 	case "WORKDIR":
-		dir := unquote(rest)
+		dir, err := expandWord(rest, c.Env)
+		if err != nil {
+			return err
+		}
 		if !path.IsAbs(dir) {
 			dir = path.Join("/", c.WorkingDir, dir)
 		}
@@ -96,10 +107,14 @@ func applyChange(c *runConfig, line string) error {
 			c.Volumes = map[string]struct{}{}
 		}
 		for _, v := range list {
-			if v = strings.TrimSpace(v); v == "" {
+			volume, err := expandWord(strings.TrimSpace(v), c.Env)
+			if err != nil {
+				return err
+			}
+			if volume == "" {
 				return errors.New("VOLUME specified can not be an empty string")
 			}
-			c.Volumes[v] = struct{}{}
+			c.Volumes[volume] = struct{}{}
 		}
 	case "STOPSIGNAL":
 		if _, err := signal.ParseSignal(rest); err != nil {
@@ -160,7 +175,7 @@ func setEnv(env []string, key, value string) []string {
 }
 
 // keyValues reads "k=v k2='v 2' k3=v\ 3", or the old form "key the whole rest is the value".
-func keyValues(s string) ([][2]string, error) {
+func keyValues(s string, env []string) ([][2]string, error) {
 	words, err := splitWords(s)
 	if err != nil {
 		return nil, err
@@ -173,7 +188,9 @@ func keyValues(s string) ([][2]string, error) {
 		if i < 0 {
 			return nil, fmt.Errorf("must have two arguments, or be written %s=VALUE", s)
 		}
-		return [][2]string{{unquote(s[:i]), unquote(strings.TrimSpace(s[i:]))}}, nil
+		k, kerr := expandWord(s[:i], env)
+		v, verr := expandWord(strings.TrimSpace(s[i:]), env)
+		return [][2]string{{k, v}}, errors.Join(kerr, verr)
 	}
 	var out [][2]string
 	for _, w := range words {
@@ -181,10 +198,16 @@ func keyValues(s string) ([][2]string, error) {
 		if !ok {
 			return nil, fmt.Errorf("can't find = in %q: must be of the form NAME=VALUE", w)
 		}
-		if k = unquote(k); k == "" {
+		if k, err = expandWord(k, env); err != nil {
+			return nil, err
+		}
+		if v, err = expandWord(v, env); err != nil {
+			return nil, err
+		}
+		if k == "" {
 			return nil, errors.New("names can not be blank")
 		}
-		out = append(out, [2]string{k, unquote(v)})
+		out = append(out, [2]string{k, v})
 	}
 	return out, nil
 }
@@ -232,37 +255,6 @@ func splitWords(s string) ([]string, error) {
 		words = append(words, b.String())
 	}
 	return words, nil
-}
-
-// unquote takes quotes and backslashes away as a shell would.
-func unquote(s string) string {
-	var (
-		b     strings.Builder
-		quote rune
-		esc   bool
-	)
-	for _, r := range s {
-		switch {
-		case esc:
-			if quote == '"' && r != '"' && r != '\\' && r != '$' {
-				b.WriteByte('\\')
-			}
-			esc = false
-			b.WriteRune(r)
-		case r == '\\' && quote != '\'':
-			esc = true
-		case quote != 0 && r == quote:
-			quote = 0
-		case quote == 0 && (r == '\'' || r == '"'):
-			quote = r
-		default:
-			b.WriteRune(r)
-		}
-	}
-	if esc {
-		b.WriteByte('\\')
-	}
-	return b.String()
 }
 
 // expose adds ports such as 80, 53/udp and 8000-8010/tcp.

@@ -131,22 +131,17 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	defer s.after(ctx, done, &err)
 
 	now := stamp()
-	var in *countingReader
 	blob, diffID, err := s.writeLayer(ctx, "import-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
 		stream, _, err := layer.Decompress(r)
 		if err != nil {
 			return fault.New(fault.InvalidArgument, "archive: %w", err)
 		}
 		defer stream.Close()
-		in = &countingReader{r: stream}
-		_, err = io.Copy(w, in)
+		_, err = io.Copy(w, stream)
 		return err
 	})
 	if err != nil {
 		return Image{}, fmt.Errorf("import: %w", err)
-	}
-	if in.n == 0 {
-		return Image{}, fault.New(fault.InvalidArgument, "import: the archive is empty")
 	}
 	c := configFile{
 		Created:      &now,
@@ -163,17 +158,6 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 		err = fault.As(fault.InvalidArgument, fmt.Errorf("import: not a tar archive: %w", err))
 	}
 	return img, err
-}
-
-type countingReader struct {
-	r io.Reader
-	n int64
-}
-
-func (c *countingReader) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += int64(n)
-	return n, err
 }
 
 // after ends the lease of work that made something; if the work failed, what it made is collected at once.

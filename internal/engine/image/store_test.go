@@ -571,6 +571,9 @@ func TestImport(t *testing.T) {
 	_, err = s.Import(t.Context(), bytes.NewReader(b.Bytes()), "", ImportOptions{Changes: []string{"RUN rm -rf /"}})
 	wantKind(t, err, fault.InvalidArgument, "run is not a valid change command")
 	// Without a name it is there by its ID.
+	if empty, err := s.Import(t.Context(), strings.NewReader(""), "empty", ImportOptions{}); err != nil || len(empty.Layers) != 1 {
+		t.Errorf("nothing at all is an image without files: %+v %v", empty, err)
+	}
 	nameless, err := s.Import(t.Context(), bytes.NewReader(b.Bytes()), "", ImportOptions{})
 	if err != nil || len(nameless.RepoTags) != 0 {
 		t.Errorf("import without a name: %v, %v", nameless.RepoTags, err)

@@ -283,7 +283,7 @@ func (s *Store) extract(ctx context.Context, desc ocispec.Descriptor, want diges
 	}
 	defer ra.Close()
 	meter := newMeter(progress, Progress{ID: short(desc.Digest), Status: "Extracting", Total: desc.Size})
-	stream, _, err := layer.Decompress(io.TeeReader(content.NewReader(ra), meter))
+	stream, compression, err := layer.Decompress(io.TeeReader(content.NewReader(ra), meter))
 	if err != nil {
 		return layer.Applied{}, fault.New(fault.InvalidArgument, "compression: %w", err)
 	}
@@ -292,7 +292,12 @@ func (s *Store) extract(ctx context.Context, desc ocispec.Descriptor, want diges
 		return layer.Applied{}, fault.New(fault.InvalidArgument, "diff ID %s: unknown algorithm", want)
 	}
 	sum := want.Algorithm().Digester()
-	in := layer.NewPipe(stream, sum.Hash())
+	hash := sum.Hash()
+	known := compression == layer.Plain && desc.Digest == want // as the content store has checked it
+	if known {
+		hash = nil
+	}
+	in := layer.NewPipe(stream, hash)
 	defer in.Close()
 	a, err := layer.Apply(ctx, dir, in, lowest)
 	if err != nil {
@@ -301,7 +306,7 @@ func (s *Store) extract(ctx context.Context, desc ocispec.Descriptor, want diges
 	if _, err := io.Copy(io.Discard, in); err != nil { // what follows the archive's end counts for the digest
 		return a, fmt.Errorf("extracting: %w", err)
 	}
-	if sum.Digest() != want {
+	if !known && sum.Digest() != want {
 		return a, fault.New(fault.InvalidArgument, "its content has the digest %s, the image's config names %s: the image is damaged or forged", sum.Digest(), want)
 	}
 	meter.done()
