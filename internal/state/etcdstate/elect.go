@@ -7,8 +7,9 @@ import (
 )
 
 // electSelf makes the only voter lead at once. Raft would wait for up to an election timeout although nobody else could
-// be elected: half of what `swarm init` takes. It is for a new member only: one that still applies what it finds in its
-// log panics when it is told to stand, as Raft then looks for entries that may be compacted already.
+// be elected: half of what `swarm init` takes. It is for a new member only. One that still applies what it finds in its
+// log may panic when it is told to stand: Raft then looks through the entries that it counts as not applied, and if its
+// loop is held up between handing them out and noting so, they may have been applied, put into a snapshot and compacted.
 func (s *Store) electSelf() {
 	self := uint64(s.server.MemberID())
 	for _, m := range s.Members() {
@@ -16,6 +17,7 @@ func (s *Store) electSelf() {
 			return
 		}
 	}
+	s.logger.Debug(standsAtOnce)
 	// It is refused until Raft has applied its first change of membership.
 	ticker := time.NewTicker(5 * time.Millisecond)
 	defer ticker.Stop()
@@ -35,3 +37,5 @@ func (s *Store) electSelf() {
 		}
 	}
 }
+
+const standsAtOnce = "the only member of the replicated state stands for election at once"

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -44,6 +46,7 @@ type host struct {
 	handler http.Handler
 
 	store   *Store
+	logger  *slog.Logger
 	stopped chan struct{}
 }
 
@@ -79,7 +82,7 @@ func (h *host) open(initialCluster string, force bool) *Store {
 	h.t.Helper()
 	s, err := Open(Config{
 		Dir: h.dir, Name: h.name, Cluster: "c", PeerURL: h.url(), InitialCluster: initialCluster, ForceNewCluster: force,
-		NoFsync: true, WriteTimeout: 20 * time.Second, Stopped: func() { h.stopped <- struct{}{} },
+		Logger: h.logger, NoFsync: true, WriteTimeout: 20 * time.Second, Stopped: func() { h.stopped <- struct{}{} },
 	})
 	if err != nil {
 		h.t.Fatal(err)
@@ -361,33 +364,59 @@ func mirrorTxn(putKey string, doc []byte, deleted string, deletedRev uint64) mir
 	}
 }
 
-// TestALoneMemberIsKilledAgainAndAgain: each start finds more in the log than it has applied, some of it compacted, and
-// leads soon all the same.
-func TestALoneMemberIsKilledAgainAndAgain(t *testing.T) {
+// TestOnlyANewMemberIsToldToStand: told to stand while it applies its log, a restarted member may panic (see electSelf),
+// which takes a loop held up at the wrong moment and shows on overloaded hosts only. So what is tested is that it is not
+// told to, and that it leads all the same, with more in its log than it has applied, some of it compacted.
+func TestOnlyANewMemberIsToldToStand(t *testing.T) {
 	h := newHost(t, "lone")
+	var log sharedLog
+	h.logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	h.open("", false)
-	for start := range 4 {
-		waitLeads(t, h.store, true)
-		write(t, h.store, fmt.Sprint("task-", start))
-		var wg sync.WaitGroup
-		for range 16 {
-			wg.Go(func() {
-				for range 2 * snapshotEntries / 16 {
-					if _, err := h.store.client.Put(t.Context(), "other", "entry"); err != nil {
-						t.Error(err)
-						return
-					}
-				}
-			})
-		}
-		wg.Wait()
-		h.kill()
-		h.open("", false)
-	}
 	waitLeads(t, h.store, true)
-	for start := range 4 {
-		waitTask(t, h.store, fmt.Sprint("task-", start))
+	if n := log.count(standsAtOnce); n != 1 {
+		t.Fatalf("a new member was told to stand %d times", n)
 	}
+	write(t, h.store, "first")
+	var wg sync.WaitGroup
+	for range 16 {
+		wg.Go(func() {
+			for range 2 * snapshotEntries / 16 {
+				if _, err := h.store.client.Put(t.Context(), "other", "entry"); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	write(t, h.store, "last")
+	h.kill()
+	h.open("", false)
+	waitLeads(t, h.store, true)
+	waitTask(t, h.store, "first")
+	waitTask(t, h.store, "last")
+	h.close()
+	if n := log.count(standsAtOnce); n != 1 {
+		t.Error("a restarted member was told to stand")
+	}
+}
+
+// sharedLog holds what several goroutines log.
+type sharedLog struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *sharedLog) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *sharedLog) count(s string) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Count(l.text.String(), s)
 }
 
 // A cluster that was founded a moment ago has not agreed on its version: whoever joins then waits for that.
