@@ -110,7 +110,7 @@ func (m *Manager) takeAway(batch []*sandbox) {
 	for _, sb := range batch {
 		sb.op.Lock()
 		for _, e := range sb.all() {
-			if m.driverOf(m.networkOf(e)) == driver(m.bridges) {
+			if _, bridged := m.driverOf(m.networkOf(e)).(*bridgeDriver); bridged {
 				links = append(links, hostLink(e.ID))
 			}
 		}
