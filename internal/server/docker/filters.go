@@ -137,10 +137,26 @@ func (f filters) until(now time.Time) (time.Time, error) {
 	case 0:
 		return time.Time{}, nil
 	case 1:
-	default:
-		return time.Time{}, fault.New(fault.InvalidArgument, "more than one until filter specified")
+		return parseUntil(f["until"][0], now)
 	}
-	v := f["until"][0]
+	return time.Time{}, fault.New(fault.InvalidArgument, "more than one until filter specified")
+}
+
+// earliestUntil reads the until filter where it may be given several times: all must hold.
+func (f filters) earliestUntil(now time.Time) (earliest time.Time, err error) {
+	for _, v := range f["until"] {
+		t, err := parseUntil(v, now)
+		if err != nil {
+			return t, err
+		}
+		if earliest.IsZero() || t.Before(earliest) {
+			earliest = t
+		}
+	}
+	return earliest, nil
+}
+
+func parseUntil(v string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(v); err == nil {
 		return now.Add(-d), nil
 	}

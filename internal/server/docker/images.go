@@ -79,9 +79,12 @@ func (a *imageAPI) list(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	until, err := f.until(now())
+	until, err := f.earliestUntil(now())
 	if err != nil {
 		return err
+	}
+	if r.version >= 1054 && r.flag("identity") && !r.flag("manifests") {
+		return fault.New(fault.InvalidArgument, "identity requires manifests=1")
 	}
 	var before, since time.Time
 	for key, into := range map[string]*time.Time{"before": &before, "since": &since} {
@@ -134,7 +137,14 @@ func matchesReference(patterns []string, name string) bool {
 		return false
 	}
 	return slices.ContainsFunc(patterns, func(p string) bool {
-		ok, _ := reference.FamiliarMatch(p, named)
+		if ok, _ := reference.FamiliarMatch(p, named); ok {
+			return true
+		}
+		// In full, too: docker.io/library/redis, with its tag or without.
+		if ok, _ := path.Match(p, named.String()); ok {
+			return true
+		}
+		ok, _ := path.Match(p, named.Name())
 		return ok
 	})
 }
@@ -347,12 +357,13 @@ func (a *imageAPI) save(w *response, r *request) error {
 	if len(names) == 0 {
 		return fault.New(fault.InvalidArgument, "no image names given: name them in the parameter names")
 	}
-	images := make([]image.Image, len(names))
-	for i, name := range names {
-		var err error
-		if images[i], err = a.backend.Get(r.Context(), name); err != nil {
+	var images []image.Image
+	for _, name := range names {
+		found, err := a.meant(r.Context(), name)
+		if err != nil {
 			return err
 		}
+		images = append(images, found...)
 	}
 	return sendTar(w, func(out io.Writer) error {
 		err := a.backend.Save(r.Context(), names, out)
@@ -363,6 +374,25 @@ func (a *imageAPI) save(w *response, r *request) error {
 		}
 		return err
 	})
+}
+
+// meant are the images that a name stands for where a repository's alone stands for all its tags.
+func (a *imageAPI) meant(ctx context.Context, name string) ([]image.Image, error) {
+	img, err := a.backend.Get(ctx, name)
+	if err == nil || !fault.Is(err, fault.NotFound) || !untagged(name) {
+		return []image.Image{img}, err
+	}
+	all, lerr := a.backend.List(ctx)
+	if lerr != nil {
+		return nil, lerr
+	}
+	all = slices.DeleteFunc(all, func(img image.Image) bool {
+		return !slices.ContainsFunc(img.RepoTags, func(tag string) bool { return bareName(tag) == bareName(name) })
+	})
+	if len(all) == 0 {
+		return nil, err
+	}
+	return all, nil
 }
 
 func (a *imageAPI) push(w *response, r *request) error {

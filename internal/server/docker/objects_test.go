@@ -47,11 +47,26 @@ func TestImages(t *testing.T) {
 		{client.Filters{}.Add("before", "nginx:1"), 2},
 		{client.Filters{}.Add("since", "busybox"), 1},
 		{client.Filters{}.Add("until", "24h"), 2},
+		{client.Filters{}.Add("until", "24h").Add("until", "1m"), 2},
+		{client.Filters{}.Add("reference", "docker.io/library/busybox"), 1},
+		{client.Filters{}.Add("reference", "docker.io/library/busybox:*"), 1},
 	} {
 		if res, err := c.ImageList(ctx, client.ImageListOptions{Filters: tc.filters}); err != nil || len(res.Items) != tc.want {
 			t.Errorf("%v: %d images, %v, want %d", tc.filters, len(res.Items), err, tc.want)
 		}
 	}
+	if status, _, body := l.do(t, "GET", "/v1.54/images/json?identity=1", "", ""); status != 400 || !strings.Contains(body, "identity requires manifests=1") {
+		t.Errorf("identity alone: %d %s", status, body)
+	}
+	// A repository's name alone stands for all its tags.
+	l.images.all["team/app:2"] = image.Image{ID: "sha256:dddd", RepoTags: []string{"team/app:2"}}
+	if status, _, body := l.do(t, "GET", "/images/get?names=team/app", "", ""); status != 200 {
+		t.Errorf("save of a repository: %d %s", status, body)
+	}
+	if status, _, _ := l.do(t, "GET", "/images/get?names=team/nosuch", "", ""); status != 404 {
+		t.Errorf("save of no repository: %d", status)
+	}
+	delete(l.images.all, "team/app:2")
 	if _, err := c.ImageList(ctx, client.ImageListOptions{Filters: client.Filters{}.Add("reference", "[")}); !cerrdefs.IsInvalidArgument(err) {
 		t.Errorf("a bad pattern: %v", err)
 	}
