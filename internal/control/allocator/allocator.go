@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control/loop"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
@@ -27,55 +28,22 @@ func New(store state.Store, logger *slog.Logger) *Allocator {
 	return &Allocator{store: store, logger: logger, cursors: newCursors()}
 }
 
-const (
-	settle = time.Millisecond
-	retry  = 200 * time.Millisecond
-)
-
 // Run works until ctx ends.
 func (a *Allocator) Run(ctx context.Context) error {
-	events := a.store.Watch(ctx, func(state.Tx) {}, cloud.KindCluster, cloud.KindNode, cloud.KindNetwork, cloud.KindService,
-		cloud.KindTask, cloud.KindAttachment)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-events:
-			if !ok {
-				return nil
-			}
-			if !drain(ctx, events) {
-				return nil
-			}
-		case <-timer.C:
-		}
-		if err := a.allocate(ctx); err != nil && ctx.Err() == nil {
-			if !fault.Is(err, fault.OutOfDate) {
-				a.logger.Warn("allocate: will try again", "error", err)
-			}
-			timer.Reset(retry)
-		}
-	}
+	l := loop.Loop{Store: a.store, Settle: time.Millisecond, Pass: a.pass, Kinds: []cloud.Kind{cloud.KindCluster, cloud.KindNode,
+		cloud.KindNetwork, cloud.KindService, cloud.KindTask, cloud.KindAttachment}}
+	return l.Run(ctx)
 }
 
-// drain takes what else arrives within the settling time; false: the watch ended.
-func drain(ctx context.Context, events <-chan state.Event) bool {
-	t := time.NewTimer(settle)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case _, ok := <-events:
-			if !ok {
-				return false
-			}
-		case <-t.C:
-			return true
-		}
+func (a *Allocator) pass(ctx context.Context) (again time.Time) {
+	err := a.allocate(ctx)
+	if err == nil || ctx.Err() != nil {
+		return time.Time{}
 	}
+	if !fault.Is(err, fault.OutOfDate) {
+		a.logger.Warn("allocate: will try again", "error", err)
+	}
+	return time.Now().Add(loop.Retry)
 }
 
 // allocate gives everything that lacks something what it lacks. Networks come first, as the rest builds on them.

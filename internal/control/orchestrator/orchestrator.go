@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control/loop"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
 
@@ -26,72 +27,40 @@ func New(store state.Store, logger *slog.Logger) *Orchestrator {
 	return &Orchestrator{store: store, logger: logger}
 }
 
-// settle is how long the loop waits for more changes after the first, so that a burst is planned once.
-const settle = 2 * time.Millisecond
-
-// retry is how soon a service is looked at again after the store refused a change.
-const retry = 200 * time.Millisecond
-
 // Run works until ctx ends.
 func (o *Orchestrator) Run(ctx context.Context) error {
 	dirty := map[string]bool{} // service IDs, also of services that are gone
-	events := o.store.Watch(ctx, func(tx state.Tx) { markAll(tx, dirty) },
-		cloud.KindService, cloud.KindTask, cloud.KindNode, cloud.KindCluster)
 	wakes := map[string]time.Time{}
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case e, ok := <-events:
-			if !ok {
-				return nil
-			}
-			o.mark(e, dirty)
-			drain(ctx, events, settle, func(e state.Event) { o.mark(e, dirty) })
-		case <-timer.C:
-		}
-		now := time.Now()
-		for id, at := range wakes {
-			if !at.After(now) {
-				dirty[id] = true
-			}
-		}
-		for id := range dirty {
-			delete(dirty, id)
-			delete(wakes, id)
-			if at := o.reconcile(ctx, id); !at.IsZero() {
-				wakes[id] = at
-			}
-		}
-		next := now.Add(time.Hour)
-		for _, at := range wakes {
-			if at.Before(next) {
-				next = at
-			}
-		}
-		timer.Reset(time.Until(next))
+	l := loop.Loop{
+		Store: o.store, Kinds: []cloud.Kind{cloud.KindService, cloud.KindTask, cloud.KindNode, cloud.KindCluster}, Settle: 2 * time.Millisecond,
+		Begin: func(tx state.Tx) { markAll(tx, dirty) },
+		Note:  func(e state.Event) { o.mark(e, dirty) },
+		Pass:  func(ctx context.Context) time.Time { return o.pass(ctx, dirty, wakes) },
 	}
+	return l.Run(ctx)
 }
 
-// drain takes what else arrives within d.
-func drain(ctx context.Context, events <-chan state.Event, d time.Duration, take func(state.Event)) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case e, ok := <-events:
-			if !ok {
-				return
-			}
-			take(e)
-		case <-t.C:
-			return
+// pass looks at the services that changed and those whose time has come, and returns the next such time.
+func (o *Orchestrator) pass(ctx context.Context, dirty map[string]bool, wakes map[string]time.Time) (next time.Time) {
+	now := time.Now()
+	for id, at := range wakes {
+		if !at.After(now) {
+			dirty[id] = true
 		}
 	}
+	for id := range dirty {
+		delete(dirty, id)
+		delete(wakes, id)
+		if at := o.reconcile(ctx, id); !at.IsZero() {
+			wakes[id] = at
+		}
+	}
+	for _, at := range wakes {
+		if next.IsZero() || at.Before(next) {
+			next = at
+		}
+	}
+	return next
 }
 
 func markAll(tx state.Tx, dirty map[string]bool) {
@@ -130,7 +99,7 @@ func (o *Orchestrator) reconcile(ctx context.Context, id string) time.Time {
 		if ctx.Err() == nil {
 			o.logger.Warn("orchestrate service: will try again", "service", id, "error", err)
 		}
-		return now.Add(retry)
+		return now.Add(loop.Retry)
 	}
 	return p.wake
 }

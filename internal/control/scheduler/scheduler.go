@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control/loop"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
 
@@ -22,49 +23,18 @@ func New(store state.Store, logger *slog.Logger) *Scheduler {
 	return &Scheduler{store: store, logger: logger}
 }
 
-const (
-	settle = time.Millisecond
-	retry  = 200 * time.Millisecond
-)
-
 // Run works until ctx ends.
 func (s *Scheduler) Run(ctx context.Context) error {
-	events := s.store.Watch(ctx, func(state.Tx) {}, cloud.KindNode, cloud.KindTask)
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case _, ok := <-events:
-			if !ok || !drain(ctx, events) {
-				return nil
-			}
-		case <-timer.C:
-		}
-		if err := s.schedule(ctx); err != nil && ctx.Err() == nil {
-			s.logger.Warn("schedule: will try again", "error", err)
-			timer.Reset(retry)
-		}
-	}
+	l := loop.Loop{Store: s.store, Kinds: []cloud.Kind{cloud.KindNode, cloud.KindTask}, Settle: time.Millisecond, Pass: s.pass}
+	return l.Run(ctx)
 }
 
-// drain takes what else arrives within the settling time; false: the watch ended.
-func drain(ctx context.Context, events <-chan state.Event) bool {
-	t := time.NewTimer(settle)
-	defer t.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return false
-		case _, ok := <-events:
-			if !ok {
-				return false
-			}
-		case <-t.C:
-			return true
-		}
+func (s *Scheduler) pass(ctx context.Context) (again time.Time) {
+	if err := s.schedule(ctx); err != nil && ctx.Err() == nil {
+		s.logger.Warn("schedule: will try again", "error", err)
+		return time.Now().Add(loop.Retry)
 	}
+	return time.Time{}
 }
 
 func (s *Scheduler) schedule(ctx context.Context) error {
