@@ -43,7 +43,7 @@ func command() *cobra.Command {
 	cfg := node.DefaultConfig()
 	cfg.Version, cfg.Commit = version, commit
 	var file string
-	var pools []string
+	var pools, options []string
 	cmd := &cobra.Command{
 		Use:                   "sampand [OPTIONS]",
 		DisableFlagsInUseLine: true,
@@ -60,6 +60,11 @@ func command() *cobra.Command {
 					return err
 				}
 				cfg.Pools = append(cfg.Pools, p)
+			}
+			for _, text := range options {
+				if err := cfg.Network.ParseDefaultOption(text); err != nil {
+					return err
+				}
 			}
 			if err := cfg.ReadFile(file, cmd.Flags().Changed); err != nil {
 				if cmd.Flags().Changed("config-file") || !errors.Is(err, fs.ErrNotExist) {
@@ -85,6 +90,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.BIP, "bip", "", "address and prefix of the default bridge, such as 172.17.0.1/16")
 	f.StringVar(&cfg.FixedCIDR, "fixed-cidr", "", "part of the default bridge's subnet that containers get addresses from")
 	f.StringArrayVar(&pools, "default-address-pool", nil, "base=CIDR,size=BITS pool that subnets of local networks are cut from")
+	networkFlags(f, &cfg.Network, &options)
 	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of local networks")
 	f.StringArrayVar(&cfg.Insecure, "insecure-registry", nil, "registry (HOST[:PORT] or CIDR) spoken to without verified TLS")
 	f.StringArrayVar(&cfg.Mirrors, "registry-mirror", nil, "mirror of the default registry")

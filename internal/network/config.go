@@ -32,7 +32,9 @@ type Config struct {
 	AcceptMark string
 	// NoProxy: no port is published that the kernel alone cannot translate.
 	NoProxy bool
-	Logger  *slog.Logger
+	// DefaultOptions are given to new networks, by driver, that do not say otherwise; see Manager.DefaultOptions.
+	DefaultOptions map[string]map[string]string
+	Logger         *slog.Logger
 }
 
 // BridgeConfig is of the network "bridge".

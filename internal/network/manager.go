@@ -173,6 +173,35 @@ func (m *Manager) Create(ctx context.Context, spec Spec) (Network, error) {
 	return m.snapshot(n), nil
 }
 
+// DefaultOptions are the options that new networks of a driver have unless they are given others. Whoever takes a user's
+// request lays them under its options, as only he knows what the user left open.
+func (m *Manager) DefaultOptions(driver string) map[string]string {
+	return maps.Clone(m.cfg.DefaultOptions[driver])
+}
+
+// Usage is how much of a subnet is taken: addresses in use, and addresses that can still be given without being asked
+// for by name. A number too great is the greatest there is.
+type Usage struct{ InUse, Available uint64 }
+
+// Usage tells of the subnets of a network of this host.
+func (m *Manager) Usage(nameOrID string) map[netip.Prefix]Usage {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	out := map[netip.Prefix]Usage{}
+	n, err := m.find(nameOrID)
+	if err != nil {
+		return out
+	}
+	for _, c := range n.Subnets {
+		if s := m.space.Subnet(n.ID, c.Subnet); s != nil {
+			var u Usage
+			u.InUse, u.Available = s.Status()
+			out[c.Subnet] = u
+		}
+	}
+	return out
+}
+
 // createLocked makes a network of this host; m.mu is held.
 func (m *Manager) createLocked(spec Spec, id string) (*Network, error) {
 	for _, n := range m.networks {

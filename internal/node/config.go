@@ -30,10 +30,11 @@ type Config struct {
 	FixedCIDR    string
 	Pools        []AddressPool // where subnets of local networks come from
 	MTU          int           // of local networks, 0: 1500
-	Insecure     []string      // registries spoken to over plain HTTP or with unknown certificates
-	Mirrors      []string      // of docker.io
-	CgroupParent string        // "/sampan"
-	Group        string        // owner of the unix socket
+	Network      NetworkConfig
+	Insecure     []string // registries spoken to over plain HTTP or with unknown certificates
+	Mirrors      []string // of docker.io
+	CgroupParent string   // "/sampan"
+	Group        string   // owner of the unix socket
 	TLSVerify    bool
 	TLSCACert    string
 	TLSCert      string
@@ -60,6 +61,7 @@ func DefaultConfig() Config {
 	return Config{
 		Hosts: []string{"unix:///run/sampan/sampan.sock"}, DataRoot: "/var/lib/sampan", ExecRoot: "/run/sampan",
 		PidFile: "/run/sampan/sampand.pid", LogLevel: "info", CgroupParent: "/sampan", LogDriver: "json-file",
+		Network: defaultNetworkConfig(),
 	}
 }
 
@@ -126,6 +128,7 @@ func (c *Config) Validate() error {
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535) {
 		bad("--mtu %d: want 68 to 65535", c.MTU)
 	}
+	c.Network.validate(c.BIP, bad)
 	for _, p := range c.Pools {
 		if p.Size < p.Base.Bits() || p.Size > p.Base.Addr().BitLen()-2 {
 			bad("--default-address-pool base=%s,size=%d: size must be between %d and %d", p.Base, p.Size, p.Base.Bits(), p.Base.Addr().BitLen()-2)
@@ -164,6 +167,7 @@ func ParseAddressPool(text string) (AddressPool, error) {
 
 // configFile is the JSON of --config-file, with dockerd's keys.
 type configFile struct {
+	networkFile
 	Hosts        []string          `json:"hosts"`
 	DataRoot     *string           `json:"data-root"`
 	ExecRoot     *string           `json:"exec-root"`
@@ -193,7 +197,8 @@ type configFile struct {
 
 // fileFlags gives, for each key that can stand in the file and on the command line, the flag's name.
 var fileFlags = map[string]string{"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry",
-	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt"}
+	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt", "dns-opts": "dns-opt",
+	"host-gateway-ips": "host-gateway-ip", "default-network-opts": "default-network-opt"}
 
 // ReadFile lays the configuration file at path under what the command line said: flagged reports whether a flag was
 // given. A key that is given in both places is refused, as dockerd does; so is a key that is unknown.
@@ -242,6 +247,7 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	set(&c.TLSKey, f.TLSKey)
 	set(&c.LogDriver, f.LogDriver)
 	set(&c.Init, f.Init)
+	c.Network.lay(&f.networkFile)
 	if f.Hosts != nil {
 		c.Hosts = f.Hosts
 	}

@@ -125,28 +125,22 @@ func (n *Node) openStores(ctx context.Context) error {
 
 // startContainers brings up the networks and the engine and takes over the containers that run.
 func (n *Node) startContainers(ctx context.Context) error {
-	pools := make([]network.Pool, 0, len(n.cfg.Pools))
-	for _, p := range n.cfg.Pools {
-		pools = append(pools, network.Pool(p))
-	}
+	cfg := n.cfg.networkConfig()
+	cfg.Names, cfg.Logger = n.keeper, n.log
 	var err error
-	bridge := network.BridgeConfig{MTU: n.cfg.MTU}
-	bridge.BIP, _ = netip.ParsePrefix(n.cfg.BIP) // Validate has looked at both; unset is invalid, which means any
-	bridge.FixedCIDR, _ = netip.ParsePrefix(n.cfg.FixedCIDR)
-	n.networks, err = network.New(network.Config{DataRoot: n.cfg.DataRoot, ExecRoot: n.cfg.ExecRoot, Names: n.keeper, Pools: pools,
-		Bridge: bridge, Logger: n.log})
-	if err != nil {
+	if n.networks, err = network.New(cfg); err != nil {
 		return err
 	}
 	n.onClose(n.networks.Close)
 	n.volumes.Notify(func(action string, v volume.Volume) {
 		n.bus.Publish(events.Event{Type: "volume", Action: action, ID: v.Name, Attrs: map[string]string{"driver": v.Driver}})
 	})
-	adapter := &sandboxes{networks: n.networks, attach: n.agents.attach, detach: n.agents.detach, find: n.findNetwork}
+	adapter := &sandboxes{networks: n.networks, defaults: n.cfg.Network, attach: n.agents.attach, detach: n.agents.detach, find: n.findNetwork}
 	n.containers, err = container.New(container.ManagerConfig{
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
 		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus, InitPath: findInit(n.cfg.Init),
+		HostGateway: addrs(n.cfg.Network.HostGatewayIPs),
 	})
 	if err != nil {
 		return err

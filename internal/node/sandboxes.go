@@ -18,6 +18,7 @@ const labelTask = "com.docker.swarm.task.id"
 // network's answers into the engine's.
 type sandboxes struct {
 	networks *network.Manager
+	defaults NetworkConfig // for what containers leave open
 	// attach asks the cluster for an address of a standalone container on one of its networks; detach gives it back.
 	attach func(ctx context.Context, c container.Container, net string, e network.EndpointSpec) (network.EndpointSpec, error)
 	detach func(ctx context.Context, containerID, networkID string)
@@ -31,8 +32,8 @@ type sandboxes struct {
 func (s *sandboxes) Attach(ctx context.Context, c container.Container) (container.Attachment, error) {
 	mode := modeOf(c.Config)
 	spec := network.SandboxSpec{
-		ID: c.ID, Owner: c.Config.Name, Hostname: c.Config.Hostname, Domain: c.Config.Domainname, Search: c.Config.Host.DNSSearch,
-		Options: c.Config.Host.DNSOptions, Sysctls: netSysctls(c.Config.Host.Sysctls), Links: map[string][]netip.Addr{},
+		ID: c.ID, Owner: c.Config.Name, Hostname: c.Config.Hostname, Domain: c.Config.Domainname,
+		Search: either(c.Config.Host.DNSSearch, s.defaults.DNSSearch), Options: either(c.Config.Host.DNSOptions, s.defaults.DNSOptions), Sysctls: netSysctls(c.Config.Host.Sysctls), Links: map[string][]netip.Addr{},
 	}
 	switch {
 	case mode == network.NameHost:
@@ -44,7 +45,7 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container) (containe
 	case mode == network.NameNone || c.Config.NetworkDisabled:
 		spec.NoNetwork = true
 	default:
-		for _, d := range c.Config.Host.DNS {
+		for _, d := range either(c.Config.Host.DNS, s.defaults.DNS) {
 			addr, err := netip.ParseAddr(d)
 			if err != nil {
 				return container.Attachment{}, fault.New(fault.InvalidArgument, "%s is not an ip address", d)
@@ -157,8 +158,8 @@ func (s *sandboxes) ResolveNetwork(nameOrID string) (id, name string, err error)
 // endpoint puts one wish into network's words; on a cluster network, a container that is no task first gets its address
 // from the managers.
 func (s *sandboxes) endpoint(ctx context.Context, c container.Container, name string, e container.EndpointConfig) (network.EndpointSpec, error) {
-	spec := network.EndpointSpec{Network: name, Aliases: e.Aliases, IPv4: e.IPv4, IPv6: e.IPv6, MAC: e.MAC,
-		GwPriority: e.GwPriority, DriverOpts: e.DriverOpts, Task: c.Config.Labels[labelTask]}
+	spec := network.EndpointSpec{Network: name, Aliases: e.Aliases, IPv4: e.IPv4, IPv6: e.IPv6, MAC: e.MAC, LinkLocal: e.LinkLocalIPs,
+		Links: e.Links, GwPriority: e.GwPriority, DriverOpts: e.DriverOpts, Task: c.Config.Labels[labelTask]}
 	if spec.Task != "" {
 		return spec, nil
 	}

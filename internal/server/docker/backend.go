@@ -107,6 +107,10 @@ type Networks interface {
 	Remove(ctx context.Context, nameOrID string) error
 	Get(nameOrID string) (network.Network, error)
 	List() []network.Network
+	// Usage is of the subnets of a network of this host.
+	Usage(nameOrID string) map[netip.Prefix]network.Usage
+	// DefaultOptions are those of new networks of a driver that are not given others.
+	DefaultOptions(driver string) map[string]string
 }
 
 // Events is (*events.Bus).

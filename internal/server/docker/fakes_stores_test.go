@@ -3,6 +3,7 @@ package docker
 import (
 	"context"
 	"io"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -156,8 +157,9 @@ func (f *fakeVolumes) Users(name string) []string { return f.users[name] }
 func (f *fakeVolumes) Size(string) (int64, error) { return 100, nil }
 
 type fakeNetworks struct {
-	mu  sync.Mutex
-	all map[string]network.Network
+	mu       sync.Mutex
+	all      map[string]network.Network
+	defaults map[string]map[string]string
 }
 
 var _ Networks = (*fakeNetworks)(nil)
@@ -194,3 +196,13 @@ func (f *fakeNetworks) List() (out []network.Network) {
 	}
 	return out
 }
+
+func (f *fakeNetworks) Usage(id string) map[netip.Prefix]network.Usage {
+	out := map[netip.Prefix]network.Usage{}
+	for _, c := range f.all[id].Subnets {
+		out[c.Subnet] = network.Usage{InUse: 3, Available: 253}
+	}
+	return out
+}
+
+func (f *fakeNetworks) DefaultOptions(driver string) map[string]string { return f.defaults[driver] }

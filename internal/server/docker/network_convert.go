@@ -57,6 +57,11 @@ func localNetworkSpec(in *apinetwork.CreateRequest) (network.Spec, error) {
 		Name: in.Name, Driver: cmp.Or(in.Driver, network.DriverBridge), IPAM: ipam, Internal: in.Internal, Attachable: in.Attachable,
 		IPv4: in.EnableIPv4 == nil || *in.EnableIPv4, IPv6: in.EnableIPv6 != nil && *in.EnableIPv6, Options: in.Options, Labels: in.Labels,
 	}
+	spec.NoAddresses = !spec.IPv4 && !spec.IPv6
+	spec.ConfigOnly = in.ConfigOnly
+	if in.ConfigFrom != nil {
+		spec.ConfigFrom = in.ConfigFrom.Network
+	}
 	if in.IPAM != nil {
 		spec.IPAMDriver = in.IPAM.Driver
 	}
@@ -99,7 +104,7 @@ func wireNetwork(n anyNetwork) apinetwork.Network {
 	return apinetwork.Network{
 		Name: l.Spec.Name, ID: l.ID, Created: l.Created, Scope: string(cmp.Or(l.Scope, network.ScopeLocal)), Driver: cmp.Or(l.Spec.Driver, network.DriverBridge),
 		EnableIPv4: l.Spec.IPv4, EnableIPv6: l.Spec.IPv6, IPAM: wireIPAM(cmp.Or(l.Spec.IPAMDriver, "default"), subnets),
-		Internal: l.Spec.Internal, Attachable: l.Spec.Attachable, Ingress: l.Spec.Ingress, Options: mapping(l.Spec.Options), Labels: mapping(l.Spec.Labels),
+		ConfigFrom: apinetwork.ConfigReference{Network: l.Spec.ConfigFrom}, ConfigOnly: l.Spec.ConfigOnly, Internal: l.Spec.Internal, Attachable: l.Spec.Attachable, Ingress: l.Spec.Ingress, Options: mapping(l.Spec.Options), Labels: mapping(l.Spec.Labels),
 	}
 }
 

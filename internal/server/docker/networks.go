@@ -3,9 +3,11 @@ package docker
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -202,6 +204,12 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 		}
 		out.Peers = peersOf(r.Context(), cluster, n.local, a.swarm)
 	}
+	if r.version >= 1052 {
+		out.Status = &apinetwork.Status{IPAM: apinetwork.IPAMStatus{Subnets: apinetwork.SubnetStatuses{}}}
+		for subnet, u := range a.local.Usage(n.id()) {
+			out.Status.IPAM.Subnets[subnet] = apinetwork.SubnetStatus{IPsInUse: u.InUse, DynamicIPsAvailable: u.Available}
+		}
+	}
 	if verbose && n.swarm() && cluster != nil {
 		if out.Services, err = servicesOn(r.Context(), cluster, n.id()); err != nil {
 			return err
@@ -234,15 +242,17 @@ func (a *networkAPI) create(w *response, r *request) error {
 		return fault.New(fault.InvalidArgument, "invalid name: name is empty")
 	case !networkName.MatchString(body.Name):
 		return fault.New(fault.InvalidArgument, "invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-]* is allowed", body.Name)
-	case body.ConfigOnly || body.ConfigFrom != nil && body.ConfigFrom.Network != "":
-		return fault.New(fault.NotImplemented, "config-only networks are not implemented: give the network's configuration itself")
-	case body.IPAM != nil && body.IPAM.Driver != "" && body.IPAM.Driver != "default":
+	case body.IPAM != nil && body.IPAM.Driver != "" && body.IPAM.Driver != "default" && body.IPAM.Driver != "null":
 		return fault.New(fault.NotFound, "could not find plugin %s in v1 plugin registry: IPAM driver %q not found; use \"default\"", body.IPAM.Driver, body.IPAM.Driver)
 	}
 	overlay := body.Driver == network.DriverOverlay
 	switch {
 	case body.Scope != "" && body.Scope != "local" && body.Scope != "swarm":
 		return fault.New(fault.InvalidArgument, "invalid scope %q: it must be local or swarm", body.Scope)
+	case overlay && (body.ConfigOnly || body.ConfigFrom != nil && body.ConfigFrom.Network != ""):
+		return fault.New(fault.NotImplemented, "configuration networks are for networks of one host, not for overlays: give the overlay its configuration itself")
+	case body.ConfigOnly && body.Scope != "":
+		return fault.New(fault.Forbidden, "configuration network can only contain network specific fields. Network operator fields like [ ingress | internal | attachable | scope ] are not supported.")
 	case body.Scope == "swarm" && !overlay:
 		return fault.New(fault.InvalidArgument, "networks of the driver %q cannot span the swarm: use the driver overlay", body.Driver)
 	case body.Ingress && !overlay:
@@ -257,6 +267,9 @@ func (a *networkAPI) create(w *response, r *request) error {
 	}
 	if slices.ContainsFunc(nets, func(n anyNetwork) bool { return n.name() == body.Name }) {
 		return fault.New(fault.AlreadyExists, "network with name %s already exists", body.Name)
+	}
+	if err := a.complete(&body); err != nil {
+		return err
 	}
 	var id string
 	if overlay {
@@ -284,6 +297,37 @@ func (a *networkAPI) create(w *response, r *request) error {
 		tell(a.events, "network", "create", id, "name", body.Name, "type", n.Spec.Driver)
 	}
 	return writeJSON(w, http.StatusCreated, apinetwork.CreateResponse{ID: id})
+}
+
+// complete lays the daemon's default options under those of a request, and reads the version of IP from them where the
+// request itself does not say.
+func (a *networkAPI) complete(body *apinetwork.CreateRequest) error {
+	options := maps.Clone(body.Options)
+	if body.ConfigFrom == nil || body.ConfigFrom.Network == "" {
+		for k, v := range a.local.DefaultOptions(cmp.Or(body.Driver, network.DriverBridge)) {
+			if _, ok := options[k]; !ok {
+				options = mapping(options)
+				options[k] = v
+			}
+		}
+	}
+	for key, field := range map[string]**bool{"com.docker.network.enable_ipv4": &body.EnableIPv4, "com.docker.network.enable_ipv6": &body.EnableIPv6} {
+		value, ok := options[key]
+		if *field != nil {
+			delete(options, key) // it would show another thing than what is
+			continue
+		}
+		if !ok {
+			continue
+		}
+		v, err := strconv.ParseBool(value)
+		if err != nil {
+			return fault.New(fault.InvalidArgument, "driver-opt %q is not a valid bool", key)
+		}
+		*field = &v
+	}
+	body.Options = options
+	return nil
 }
 
 func (a *networkAPI) remove(w *response, r *request) error {

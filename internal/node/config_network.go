@@ -1,0 +1,203 @@
+package node
+
+import (
+	"net/netip"
+	"strings"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/network"
+)
+
+// NetworkConfig is what can be set about the networks of this host. It has a field for each of dockerd's flags, which
+// is why it is long.
+type NetworkConfig struct {
+	Bridge             string // the default bridge, made by somebody else; "none": no default bridge
+	IPv6               bool   // of the default bridge
+	BIP6               string
+	FixedCIDR6         string
+	DefaultGateway     string
+	DefaultGateway6    string
+	ICC                bool
+	IPMasq             bool
+	IP                 string // where ports are published that name no address
+	IPForward          bool
+	IPForwardNoDrop    bool
+	IPTables           bool
+	IP6Tables          bool
+	UserlandProxy      bool
+	AllowDirectRouting bool
+	BridgeAcceptFwMark string
+	FirewallBackend    string
+	DNS                []string // of containers that name no server
+	DNSOptions         []string
+	DNSSearch          []string
+	HostGatewayIPs     []string                     // what host-gateway stands for
+	DefaultOptions     map[string]map[string]string // of new networks, by driver
+}
+
+// defaultNetworkConfig is dockerd's.
+func defaultNetworkConfig() NetworkConfig {
+	return NetworkConfig{ICC: true, IPMasq: true, IPForward: true, IPTables: true, IP6Tables: true, UserlandProxy: true}
+}
+
+// networkFile is the part of the configuration file about networks, with dockerd's keys.
+type networkFile struct {
+	Bridge             *string                      `json:"bridge"`
+	IPv6               *bool                        `json:"ipv6"`
+	BIP6               *string                      `json:"bip6"`
+	FixedCIDR6         *string                      `json:"fixed-cidr-v6"`
+	DefaultGateway     *string                      `json:"default-gateway"`
+	DefaultGateway6    *string                      `json:"default-gateway-v6"`
+	ICC                *bool                        `json:"icc"`
+	IPMasq             *bool                        `json:"ip-masq"`
+	IP                 *string                      `json:"ip"`
+	IPForward          *bool                        `json:"ip-forward"`
+	IPForwardNoDrop    *bool                        `json:"ip-forward-no-drop"`
+	IPTables           *bool                        `json:"iptables"`
+	IP6Tables          *bool                        `json:"ip6tables"`
+	UserlandProxy      *bool                        `json:"userland-proxy"`
+	AllowDirectRouting *bool                        `json:"allow-direct-routing"`
+	BridgeAcceptFwMark *string                      `json:"bridge-accept-fwmark"`
+	FirewallBackend    *string                      `json:"firewall-backend"`
+	DNS                []string                     `json:"dns"`
+	DNSOptions         []string                     `json:"dns-opts"`
+	DNSSearch          []string                     `json:"dns-search"`
+	HostGatewayIP      *string                      `json:"host-gateway-ip"`
+	HostGatewayIPs     []string                     `json:"host-gateway-ips"`
+	DefaultOptions     map[string]map[string]string `json:"default-network-opts"`
+}
+
+// lay puts what the file says over the configuration.
+func (c *NetworkConfig) lay(f *networkFile) {
+	set(&c.Bridge, f.Bridge)
+	set(&c.IPv6, f.IPv6)
+	set(&c.BIP6, f.BIP6)
+	set(&c.FixedCIDR6, f.FixedCIDR6)
+	set(&c.DefaultGateway, f.DefaultGateway)
+	set(&c.DefaultGateway6, f.DefaultGateway6)
+	set(&c.ICC, f.ICC)
+	set(&c.IPMasq, f.IPMasq)
+	set(&c.IP, f.IP)
+	set(&c.IPForward, f.IPForward)
+	set(&c.IPForwardNoDrop, f.IPForwardNoDrop)
+	set(&c.IPTables, f.IPTables)
+	set(&c.IP6Tables, f.IP6Tables)
+	set(&c.UserlandProxy, f.UserlandProxy)
+	set(&c.AllowDirectRouting, f.AllowDirectRouting)
+	set(&c.BridgeAcceptFwMark, f.BridgeAcceptFwMark)
+	set(&c.FirewallBackend, f.FirewallBackend)
+	c.DNS = append(c.DNS, f.DNS...)
+	c.DNSOptions = append(c.DNSOptions, f.DNSOptions...)
+	c.DNSSearch = append(c.DNSSearch, f.DNSSearch...)
+	if f.HostGatewayIP != nil {
+		c.HostGatewayIPs = append(c.HostGatewayIPs, *f.HostGatewayIP)
+	}
+	c.HostGatewayIPs = append(c.HostGatewayIPs, f.HostGatewayIPs...)
+	for driver, options := range f.DefaultOptions {
+		for k, v := range options {
+			c.SetDefaultOption(driver, k, v)
+		}
+	}
+}
+
+// SetDefaultOption gives new networks of a driver an option.
+func (c *NetworkConfig) SetDefaultOption(driver, key, value string) {
+	if c.DefaultOptions == nil {
+		c.DefaultOptions = map[string]map[string]string{}
+	}
+	if c.DefaultOptions[driver] == nil {
+		c.DefaultOptions[driver] = map[string]string{}
+	}
+	c.DefaultOptions[driver][key] = value
+}
+
+// ParseDefaultOption reads DRIVER=KEY=VALUE, the form of --default-network-opt.
+func (c *NetworkConfig) ParseDefaultOption(text string) error {
+	driver, option, _ := strings.Cut(text, "=")
+	key, value, ok := strings.Cut(option, "=")
+	if !ok || driver == "" || key == "" {
+		return fault.New(fault.InvalidArgument, "--default-network-opt %q: want DRIVER=KEY=VALUE, for example bridge=com.docker.network.driver.mtu=1400", text)
+	}
+	c.SetDefaultOption(driver, key, value)
+	return nil
+}
+
+// validate reports what is wrong by bad.
+func (c *NetworkConfig) validate(bip string, bad func(format string, args ...any)) {
+	address := func(flag, s string, v6 bool) {
+		if a, err := netip.ParseAddr(s); s != "" && (err != nil || a.Is6() != v6) {
+			bad("--%s %q: want an address of the right version of IP", flag, s)
+		}
+	}
+	for _, p := range []struct{ flag, text string }{{"bip6", c.BIP6}, {"fixed-cidr-v6", c.FixedCIDR6}} {
+		if v, err := netip.ParsePrefix(p.text); p.text != "" && (err != nil || !v.Addr().Is6() || v.Addr().IsMulticast()) {
+			bad("--%s %q: want an IPv6 address with its prefix, for example fd00:1::1/64", p.flag, p.text)
+		}
+	}
+	address("default-gateway", c.DefaultGateway, false)
+	address("default-gateway-v6", c.DefaultGateway6, true)
+	if _, err := netip.ParseAddr(c.IP); c.IP != "" && err != nil {
+		bad("--ip %q: want an address of this host", c.IP)
+	}
+	for _, list := range []struct {
+		flag  string
+		addrs []string
+	}{{"dns", c.DNS}, {"host-gateway-ip", c.HostGatewayIPs}} {
+		for _, s := range list.addrs {
+			if _, err := netip.ParseAddr(s); err != nil {
+				bad("--%s %q: want an address", list.flag, s)
+			}
+		}
+	}
+	switch {
+	case len(c.Bridge) > 15:
+		bad("--bridge %q: an interface name has at most 15 characters", c.Bridge)
+	case c.Bridge != "" && (bip != "" || c.BIP6 != ""):
+		bad("--bridge and --bip: give one: a bridge that somebody else makes has its addresses")
+	}
+	if !c.IPTables || !c.IP6Tables {
+		bad("--iptables=false, --ip6tables=false: there are no iptables rules to leave out: the rules that isolate containers and publish ports are nftables of Sampan's own (nft list table inet sampan), and networks are not made without them. A port that nothing is to open is not published; --ip-masq=false and the option com.docker.network.bridge.gateway_mode_ipv4=routed turn translation off")
+	}
+	if c.FirewallBackend != "" && c.FirewallBackend != "nftables" {
+		bad("--firewall-backend %q: there is nftables only", c.FirewallBackend)
+	}
+}
+
+// networkConfig puts the configuration, which Validate has looked at, into network's words.
+func (c *Config) networkConfig() network.Config {
+	prefix := func(s string) netip.Prefix { p, _ := netip.ParsePrefix(s); return p }
+	addr := func(s string) netip.Addr { a, _ := netip.ParseAddr(s); return a }
+	n := c.Network
+	out := network.Config{DataRoot: c.DataRoot, ExecRoot: c.ExecRoot,
+		Bridge: network.BridgeConfig{MTU: c.MTU, BIP: prefix(c.BIP), FixedCIDR: prefix(c.FixedCIDR), Gateway4: addr(n.DefaultGateway),
+			IPv6: n.IPv6, BIP6: prefix(n.BIP6), FixedCIDR6: prefix(n.FixedCIDR6), Gateway6: addr(n.DefaultGateway6), Bind: addr(n.IP),
+			NoICC: !n.ICC, NoMasquerade: !n.IPMasq, Link: n.Bridge},
+		NoForwarding: !n.IPForward, OpenForwarding: n.IPForwardNoDrop, DirectRouting: n.AllowDirectRouting, AcceptMark: n.BridgeAcceptFwMark,
+		NoProxy: !n.UserlandProxy, DefaultOptions: n.DefaultOptions}
+	if n.Bridge == "none" {
+		out.Bridge.Link, out.Bridge.Disabled = "", true
+	}
+	for _, p := range c.Pools {
+		out.Pools = append(out.Pools, network.Pool(p))
+	}
+	return out
+}
+
+// addrs are addresses that validate has looked at.
+func addrs(texts []string) []netip.Addr {
+	out := make([]netip.Addr, 0, len(texts))
+	for _, s := range texts {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+// either is a if there is anything in it, else b.
+func either(a, b []string) []string {
+	if len(a) > 0 {
+		return a
+	}
+	return b
+}

@@ -1,0 +1,83 @@
+package docker
+
+import (
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+
+	cerrdefs "github.com/containerd/errdefs"
+	apinetwork "github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/client"
+)
+
+func TestNetworkOptionsAndDefaults(t *testing.T) {
+	l := newLab(t)
+	l.networks.defaults = map[string]map[string]string{"bridge": {"com.docker.network.driver.mtu": "1400", "com.docker.network.enable_ipv6": "true"}}
+	c := l.client(t)
+	yes, no := true, false
+	for name, test := range map[string]struct {
+		o          client.NetworkCreateOptions
+		mtu        string
+		ipv4, ipv6 bool
+	}{
+		"defaults":       {client.NetworkCreateOptions{}, "1400", true, true},
+		"said otherwise": {client.NetworkCreateOptions{EnableIPv6: &no, Options: map[string]string{"com.docker.network.driver.mtu": "1300"}}, "1300", true, false},
+		"by an option":   {client.NetworkCreateOptions{EnableIPv6: &yes, Options: map[string]string{"com.docker.network.enable_ipv4": "false"}}, "1400", false, true},
+	} {
+		n, err := c.NetworkCreate(t.Context(), strings.ReplaceAll(name, " ", "-"), test.o)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		got := l.networks.all[n.ID].Spec
+		if got.Options["com.docker.network.driver.mtu"] != test.mtu || got.IPv4 != test.ipv4 || got.IPv6 != test.ipv6 {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	_, err := c.NetworkCreate(t.Context(), "x", client.NetworkCreateOptions{Options: map[string]string{"com.docker.network.enable_ipv4": "perhaps"}})
+	if !cerrdefs.IsInvalidArgument(err) {
+		t.Errorf("no bool: %v", err)
+	}
+}
+
+func TestConfigurationNetworksAndTheirWire(t *testing.T) {
+	l := newLab(t)
+	c := l.client(t)
+	cfg, err := c.NetworkCreate(t.Context(), "cfg", client.NetworkCreateOptions{ConfigOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.NetworkCreate(t.Context(), "app", client.NetworkCreateOptions{ConfigFrom: "cfg"}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.NetworkInspect(t.Context(), cfg.ID, client.NetworkInspectOptions{}); err != nil || !n.Network.ConfigOnly {
+		t.Errorf("%+v, %v", n.Network.Network, err)
+	}
+	if n, err := c.NetworkInspect(t.Context(), "app", client.NetworkInspectOptions{}); err != nil || n.Network.ConfigFrom.Network != "cfg" {
+		t.Errorf("%+v, %v", n.Network.Network, err)
+	}
+	for name, o := range map[string]client.NetworkCreateOptions{
+		"of an overlay": {Driver: "overlay", ConfigFrom: "cfg"}, "with a scope": {ConfigOnly: true, Scope: "local"}} {
+		if _, err := c.NetworkCreate(t.Context(), "x", o); !cerrdefs.IsNotImplemented(err) && !cerrdefs.IsPermissionDenied(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestSubnetStatus: how much of a network's subnets is taken is told from version 1.52 on.
+func TestSubnetStatus(t *testing.T) {
+	l := newLab(t)
+	c := l.client(t)
+	subnet := netip.MustParsePrefix("10.5.0.0/24")
+	if _, err := c.NetworkCreate(t.Context(), "app", client.NetworkCreateOptions{IPAM: &apinetwork.IPAM{Config: []apinetwork.IPAMConfig{{Subnet: subnet}}}}); err != nil {
+		t.Fatal(err)
+	}
+	n, err := c.NetworkInspect(t.Context(), "app", client.NetworkInspectOptions{})
+	if want := (apinetwork.SubnetStatuses{subnet: {IPsInUse: 3, DynamicIPsAvailable: 253}}); err != nil || n.Network.Status == nil || !maps.Equal(n.Network.Status.IPAM.Subnets, want) {
+		t.Errorf("%+v, %v", n.Network.Status, err)
+	}
+	if _, _, body := l.do(t, "GET", "/v1.51/networks/app", "", ""); strings.Contains(body, "DynamicIPsAvailable") {
+		t.Errorf("version 1.51: %s", body)
+	}
+}
