@@ -15,14 +15,14 @@ help: ## show this list
 deps: ## install the Debian packages that are missing (says which)
 	@scripts/deps $(DEPS) $(PACKAGES)
 
-build: deps ## build bin/sampand, bin/sampan, bin/sampan-keeper and bin/sampan-init
+build: deps ## build bin/sampand, bin/sampan, bin/sampan-builder, bin/sampan-keeper and bin/sampan-init
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sampand ./cmd/sampan
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sampand ./cmd/sampan ./cmd/sampan-builder
 	CGO_ENABLED=1 go build -tags '$(STATIC)' -ldflags '$(LDFLAGS) -extldflags "-static"' -o bin/sampan-keeper ./cmd/sampan-keeper
 	gcc -static -Os -s -Wall -Wextra -Werror -o bin/sampan-init cmd/sampan-init/init.c
 
 install: build ## put the programs into /usr/local/bin and the unit where systemd finds it
-	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/sampand bin/sampan bin/sampan-keeper bin/sampan-init
+	install -D -m 755 -t $(DESTDIR)/usr/local/bin bin/sampand bin/sampan bin/sampan-builder bin/sampan-keeper bin/sampan-init
 	install -D -m 644 -t $(DESTDIR)/etc/systemd/system packaging/systemd/sampand.service
 
 demo: build ## three hosts on this machine, one cloud, the shop on it; KEEP=1 leaves it running

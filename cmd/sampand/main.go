@@ -104,6 +104,9 @@ func command() *cobra.Command {
 	f.StringToStringVar(&cfg.LogOpts, "log-opt", nil, "option of that log driver")
 	f.StringVar(&cfg.Keeper, "keeper", "", "path of sampan-keeper (default: beside this program)")
 	f.StringVar(&cfg.Init, "init-path", "", "path of sampan-init, which --init puts into containers (default: beside this program)")
+	f.StringVar(&cfg.Builder, "builder", "", "path of sampan-builder, which builds images (default: beside this program)")
+	f.DurationVar(&cfg.BuilderIdle, "builder-idle", 0, "how long a builder without work is kept")
+	_ = f.MarkHidden("builder-idle")
 	f.StringVar(&cfg.Failpoints, "failpoint", "", "break on purpose: NAME=fail|kill|stop,…")
 	_ = f.MarkHidden("failpoint")
 	return cmd
@@ -113,7 +116,7 @@ func run(cfg node.Config) error {
 	if os.Getuid() != 0 {
 		return errors.New("not root: namespaces, mounts and networks need root: run it with sudo or as a systemd service")
 	}
-	cfg.Proxy = takeProxy()
+	cfg.Proxy, cfg.ProxyEnviron = takeProxy()
 	level := new(slog.LevelVar)
 	if cfg.Debug {
 		cfg.LogLevel = "debug"
@@ -132,12 +135,16 @@ func run(cfg node.Config) error {
 }
 
 // takeProxy reads the proxy for registries from the environment and removes it there: hosts of a cluster speak to each
-// other directly, and some libraries would take it for that too.
-func takeProxy() func(*http.Request) (*url.URL, error) {
+// other directly, and some libraries would take it for that too. environ is what it took.
+func takeProxy() (_ func(*http.Request) (*url.URL, error), environ []string) {
 	choose := httpproxy.FromEnvironment().ProxyFunc()
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY"} {
-		_ = os.Unsetenv(name)
-		_ = os.Unsetenv(strings.ToLower(name))
+		for _, name := range []string{name, strings.ToLower(name)} {
+			if value, ok := os.LookupEnv(name); ok {
+				environ = append(environ, name+"="+value)
+				_ = os.Unsetenv(name)
+			}
+		}
 	}
-	return func(r *http.Request) (*url.URL, error) { return choose(r.URL) }
+	return func(r *http.Request) (*url.URL, error) { return choose(r.URL) }, environ
 }

@@ -51,6 +51,7 @@ type Client struct {
 	done   chan struct{} // closed when the connection loop has ended
 	events *eventQueue
 	held   handles
+	exits  exits
 
 	mu     sync.Mutex
 	live   *session      // nil while there is no connection
@@ -438,6 +439,7 @@ func dial(ctx context.Context, execRoot string) (*wire.Conn, error) {
 // tellEvent passes an event on, once.
 func (c *Client) tellEvent(e Event) {
 	if e.Type == EventExit {
+		c.exits.tell(wire.Target{ID: e.Status.ID, ExecID: e.Status.ExecID})
 		key := targetKey(e.Status.ID, e.Status.ExecID)
 		c.mu.Lock()
 		at, told := c.seen[key]

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -41,8 +42,11 @@ type Config struct {
 	TLSKey       string
 	LogDriver    string
 	LogOpts      map[string]string
-	Keeper       string // path of sampan-keeper, "" for the one beside this program
-	Init         string // path of sampan-init, "" for the one beside this program
+	Keeper       string        // path of sampan-keeper, "" for the one beside this program
+	Init         string        // path of sampan-init, "" for the one beside this program
+	Builder      string        // path of sampan-builder, "" for the one beside this program
+	BuilderIdle  time.Duration // how long one without work is kept, 0: the default
+	ProxyEnviron []string      // of the builder: HTTP_PROXY=… and the like
 	// Proxy chooses the proxy that a registry is reached by; nil: none.
 	Proxy      func(*http.Request) (*url.URL, error)
 	Failpoints string // for test hosts: NAME=ACTION,…

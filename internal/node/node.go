@@ -15,6 +15,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sampan-cloud/sampan/internal/build"
+	"github.com/sampan-cloud/sampan/internal/build/host"
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/engine/events"
@@ -39,6 +41,7 @@ type Node struct {
 	volumes    *volume.Store
 	networks   *network.Manager
 	containers *container.Manager
+	builds     *build.Service
 	cluster    *Cluster
 	listeners  []net.Listener
 	agents     agentSlot
@@ -152,6 +155,11 @@ func (n *Node) startContainers(ctx context.Context) error {
 	}
 	sandboxes, rootfs := n.containers.Held()
 	n.networks.Keep(sandboxes)
+	n.builds = build.New(build.Config{Binary: n.cfg.Builder, Root: filepath.Join(n.cfg.DataRoot, "build"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "build"),
+		Idle: n.cfg.BuilderIdle, Logger: n.log,
+		Options: build.Options{Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, Environ: n.cfg.ProxyEnviron, HostGateway: n.hostGateway, Debug: n.cfg.Debug, Version: n.cfg.Version},
+		Host:    host.Config{Store: n.images.Share(), Keeper: n.keeper, Networks: &stepNetworks{n.networks}, CgroupParent: n.cfg.CgroupParent}})
+	n.onClose(n.builds.Close)
 	// What a crash left of images and root file systems is tidied away behind the start.
 	tidy, stop := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
@@ -183,7 +191,7 @@ func (n *Node) startMembership(ctx context.Context) error {
 // Run serves the API until ctx ends, then ends everything but the containers.
 func (n *Node) Run(ctx context.Context) error {
 	handler := docker.New(docker.Config{Containers: n.containers, Images: n.images, Volumes: n.volumes, Networks: n.networks,
-		Events: n.bus, Swarm: n.cluster, Host: n.host, Registry: n.images, Logger: n.log})
+		Events: n.bus, Swarm: n.cluster, Host: n.host, Builder: n.builds, Registry: n.images, Logger: n.log})
 	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
 	failed := make(chan error, len(n.listeners))
 	for _, l := range n.listeners {

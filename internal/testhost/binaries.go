@@ -9,7 +9,7 @@ import (
 	"sync"
 )
 
-// Binaries is the folder with sampand, sampan, sampan-keeper and sampan-init.
+// Binaries is the folder with sampand, sampan, sampan-builder, sampan-keeper and sampan-init.
 type Binaries string
 
 // Path returns the path of one program.
@@ -45,7 +45,7 @@ func FindBinaries(ctx context.Context, dir string) (Binaries, error) {
 			errBuild = err
 			return
 		}
-		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "seccomp", "-o", out+"/", "./cmd/sampand", "./cmd/sampan", "./cmd/sampan-keeper")
+		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "seccomp", "-o", out+"/", "./cmd/sampand", "./cmd/sampan", "./cmd/sampan-builder", "./cmd/sampan-keeper")
 		cmd.Dir = root
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			errBuild = fmt.Errorf("build the programs: %w\n%s", err, msg)

@@ -122,40 +122,50 @@ func (r *registries) insecureAddr(a netip.Addr) bool {
 // resolver speaks to the registry of named with the given credentials, which go to that registry alone: no mirror, no
 // host it redirects to sees them.
 func (r *registries) resolver(ctx context.Context, named reference.Named, auth Auth, push bool, track docker.StatusTracker) remotes.Resolver {
-	domain := reference.Domain(named)
-	own := domain
-	if domain == hubDomain {
-		own = hubHost
-	}
-	hosts := func(string) ([]docker.RegistryHost, error) {
-		var list []docker.RegistryHost
-		if domain == hubDomain && !push {
-			for _, m := range r.mirrors {
-				client := r.client(ctx, m.Host)
-				list = append(list, docker.RegistryHost{
-					Client:       client,
-					Authorizer:   &inTurn{a: docker.NewDockerAuthorizer(docker.WithAuthClient(client))},
-					Host:         m.Host,
-					Scheme:       m.Scheme,
-					Path:         strings.TrimSuffix(m.Path, "/") + "/v2",
-					Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
-				})
-			}
-		}
-		client := r.client(ctx, own)
-		return append(list, docker.RegistryHost{
-			Client:       client,
-			Authorizer:   authorizer(client, own, auth),
-			Host:         own,
-			Scheme:       "https",
-			Path:         "/v2",
-			Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
-		}), nil
-	}
+	own := registryOf(named)
+	client := r.client(ctx, own)
+	list := r.hostsOf(ctx, named, push, authorizer(client, own, auth))
+	hosts := func(string) ([]docker.RegistryHost, error) { return list, nil }
 	return docker.NewResolver(docker.ResolverOptions{
 		Hosts:   hosts,
 		Tracker: track,
 		Headers: http.Header{"User-Agent": {"sampan"}},
+	})
+}
+
+// registryOf is the host of the registry that has the images called named.
+func registryOf(named reference.Named) string {
+	if domain := reference.Domain(named); domain != hubDomain {
+		return domain
+	}
+	return hubHost
+}
+
+// hostsOf lists where the images called named can be had: mirrors, unless it is for pushing, then the registry itself,
+// which own shows the credentials.
+func (r *registries) hostsOf(ctx context.Context, named reference.Named, push bool, own docker.Authorizer) []docker.RegistryHost {
+	var list []docker.RegistryHost
+	if reference.Domain(named) == hubDomain && !push {
+		for _, m := range r.mirrors {
+			client := r.client(ctx, m.Host)
+			list = append(list, docker.RegistryHost{
+				Client:       client,
+				Authorizer:   &inTurn{a: docker.NewDockerAuthorizer(docker.WithAuthClient(client))},
+				Host:         m.Host,
+				Scheme:       m.Scheme,
+				Path:         strings.TrimSuffix(m.Path, "/") + "/v2",
+				Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve,
+			})
+		}
+	}
+	host := registryOf(named)
+	return append(list, docker.RegistryHost{
+		Client:       r.client(ctx, host),
+		Authorizer:   own,
+		Host:         host,
+		Scheme:       "https",
+		Path:         "/v2",
+		Capabilities: docker.HostCapabilityPull | docker.HostCapabilityResolve | docker.HostCapabilityPush,
 	})
 }
 

@@ -62,7 +62,7 @@ func newLab(t *testing.T) *lab {
 	}
 	server := &http.Server{Handler: New(Config{
 		Containers: l.containers, Images: l.images, Volumes: l.volumes, Networks: l.networks, Events: l.events, Swarm: l.swarm,
-		Host: fakeHost{}, Registry: fakeRegistry{}, Logger: slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Host: fakeHost{}, Builder: &fakeBuilder{}, Registry: fakeRegistry{}, Logger: slog.New(slog.NewTextHandler(l.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})}
 	go server.Serve(listener) //nolint:errcheck // closed at the end
 	t.Cleanup(func() { server.Close() })

@@ -26,6 +26,7 @@ type Config struct {
 	Events     Events
 	Swarm      Swarm
 	Host       Host
+	Builder    Builder
 	// Registry asks registries about credentials and images; nil: those requests are answered with 501.
 	Registry Registry
 	Logger   *slog.Logger
@@ -86,6 +87,7 @@ func routes(cfg Config) []route {
 		(&serviceAPI{swarm: cfg.Swarm}).routes(),
 		(&taskAPI{swarm: cfg.Swarm}).routes(),
 		(&secretAPI{swarm: cfg.Swarm}).routes(),
+		(&buildAPI{builder: cfg.Builder}).routes(),
 		(&distributionAPI{registry: cfg.Registry, host: cfg.Host}).routes(),
 		unserved(),
 	} {

@@ -51,7 +51,7 @@ func TestPing(t *testing.T) {
 	l := newLab(t)
 	for _, method := range []string{"GET", "HEAD"} {
 		status, h, body := l.do(t, method, "/_ping", "", "")
-		if status != 200 || h.Get("Swarm") != "inactive" || h.Get("Builder-Version") != "1" || h.Get("Api-Version") != "1.56" {
+		if status != 200 || h.Get("Swarm") != "inactive" || h.Get("Builder-Version") != "2" || h.Get("Api-Version") != "1.56" {
 			t.Errorf("%s: %d %v", method, status, h)
 		}
 		if (body == "OK") != (method == "GET") {
@@ -175,7 +175,12 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"autolock", "POST", "/swarm/init", js, `{"AutoLockManagers":true}`, 501, "autolock"},
 		{"a template", "POST", "/configs/create", js, `{"Name":"c","Templating":{"Name":"golang"}}`, 501, "templates"},
 		{"wrong credentials", "POST", "/auth", js, `{"username":"u","password":"wrong"}`, 401, "incorrect username"},
-		{"a build", "POST", "/build", "application/x-tar", "x", 501, "building images"},
+		{"a build by an unknown builder", "POST", "/build?version=3", "application/x-tar", "x", 400, "invalid version"},
+		{"a squashed build", "POST", "/build?squash=1", "application/x-tar", "x", 400, "squash"},
+		{"a build with bad arguments", "POST", "/build?buildargs=x", "application/x-tar", "x", 400, "buildarg"},
+		{"a session without its protocol", "POST", "/session", "", "", 400, "h2c"},
+		{"a cancel of nothing", "POST", "/build/cancel", "", "", 400, "build ID not provided"},
+		{"a prune by two rules", "POST", "/build/prune?filters={\"until\":[\"1h\"],\"unused-for\":[\"1h\"]}", "", "", 400, "conflicting filters"},
 		{"a plugin", "POST", "/plugins/pull?remote=x", "", "", 501, "plugins"},
 		{"a checkpoint", "GET", "/containers/web/checkpoints", "", "", 501, "checkpoints"},
 	} {

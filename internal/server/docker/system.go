@@ -38,7 +38,7 @@ func (a *systemAPI) ping(w *response, r *request) error {
 	h := w.Header()
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	h.Set("Pragma", "no-cache")
-	h.Set("Builder-Version", string(apibuild.BuilderV1)) // images are not built here; this makes clients say so soonest
+	h.Set("Builder-Version", string(apibuild.BuilderBuildKit))
 	local := a.Swarm.Local()
 	state := cmp.Or(local.State, "inactive")
 	if state == "active" {
@@ -230,7 +230,10 @@ func (a *systemAPI) diskUsage(w *response, r *request) error {
 		}
 	}
 	if wanted(system.BuildCacheObject) {
-		u := &apibuild.DiskUsage{Items: []apibuild.CacheRecord{}}
+		u, err := cacheUsage(r.Context(), a.Builder)
+		if err != nil {
+			return err
+		}
 		if usage.BuildCacheUsage = u; legacy {
 			body.BuildCache = items(&u.Items, verbose)
 		}

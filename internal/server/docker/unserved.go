@@ -4,7 +4,6 @@ import (
 	"net/http"
 	"strings"
 
-	apibuild "github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/plugin"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -15,10 +14,6 @@ import (
 func unserved() []route {
 	var out []route
 	for _, u := range []struct{ method, pattern, why string }{
-		{"POST", "/build", "building images is not implemented: build elsewhere and pull or load the image"},
-		{"POST", "/build/cancel", "building images is not implemented"},
-		{"POST", "/session", "building images with BuildKit is not implemented: build elsewhere and pull or load the image"},
-		{"POST", "/grpc", "building images with BuildKit is not implemented: build elsewhere and pull or load the image"},
 		{"GET", "/images/search", "searching Docker Hub is not implemented: search at https://hub.docker.com"},
 		{"GET", "/containers/{id}/checkpoints", "checkpoints are not implemented"},
 		{"POST", "/containers/{id}/checkpoints", "checkpoints are not implemented"},
@@ -44,9 +39,6 @@ func unserved() []route {
 	return append(out,
 		route{method: "GET", pattern: "/plugins", serve: func(w *response, _ *request) error {
 			return writeJSON(w, http.StatusOK, []plugin.Plugin{})
-		}},
-		route{method: "POST", pattern: "/build/prune", since: 1031, serve: func(w *response, _ *request) error {
-			return writeJSON(w, http.StatusOK, apibuild.CachePruneReport{CachesDeleted: []string{}})
 		}},
 	)
 }

@@ -1,0 +1,199 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/platforms"
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	"github.com/moby/buildkit/identity"
+	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/entitlements"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sampan-cloud/sampan/internal/build"
+	"github.com/sampan-cloud/sampan/internal/fault"
+)
+
+// serveBuild carries out a request of /build. Its answer is a stream of messages; what is wrong with the request itself
+// is an error before the first.
+func (b *Builder) serveBuild(w http.ResponseWriter, r *http.Request) error {
+	var req build.Request
+	if err := json.Unmarshal([]byte(r.Header.Get(build.HeaderRequest)), &req); err != nil {
+		return fmt.Errorf("build request: %w", err)
+	}
+	ctx, end := b.jobs.begin(r.Context(), req.ID)
+	defer end()
+	url, drop := b.contexts.put(r.Body)
+	defer drop()
+	solve, err := solveRequest(&req, url)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return nil
+	}
+	// Answers go out while the context still comes in.
+	_ = http.NewResponseController(w).EnableFullDuplex()
+	w.Header().Set("Content-Type", "application/json")
+	out := newMessages(w)
+	var show shower = &trace{out}
+	if req.Version != "2" {
+		show = newClassic(out, &req)
+	}
+	id, err := b.solve(ctx, solve, show)
+	if err == nil {
+		err = show.done(id)
+	}
+	if err != nil {
+		out.fail(plain(err))
+	}
+	return nil
+}
+
+// shower shows a client how its build goes.
+type shower interface {
+	status(*controlapi.StatusResponse) error
+	done(imageID string) error
+}
+
+// solve runs a build and returns the ID of the image it made, if it made one.
+func (b *Builder) solve(ctx context.Context, req *controlapi.SolveRequest, show shower) (imageID string, err error) {
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		res, err := b.controller.Solve(gctx, req)
+		if err != nil {
+			return err
+		}
+		imageID = res.ExporterResponse[exptypes.ExporterImageDigestKey] //nolint:staticcheck // the response of the one exporter there is
+		return nil
+	})
+	g.Go(func() error {
+		// What happened until the end is shown also when it ends because the client cancelled it.
+		return b.controller.Status(&controlapi.StatusRequest{Ref: req.Ref}, &statuses{stream: stream{ctx: context.WithoutCancel(ctx)}, show: show})
+	})
+	err = g.Wait()
+	return imageID, err
+}
+
+// statuses hands what the controller tells of a build to a shower.
+type statuses struct {
+	stream
+	show shower
+}
+
+// Send shows a status. A client that has gone is no reason to stop listening: the build is being cancelled then.
+func (s *statuses) Send(r *controlapi.StatusResponse) error {
+	_ = s.show.status(r)
+	return nil
+}
+
+// solveRequest puts a request into BuildKit's words; contextURL is where the context is, if the request brought it along.
+func solveRequest(r *build.Request, contextURL string) (*controlapi.SolveRequest, error) {
+	attrs := map[string]string{"image-resolve-mode": pb.AttrImageResolveModePreferLocal}
+	set := func(key, value string) {
+		if value != "" {
+			attrs[key] = value
+		}
+	}
+	switch r.Remote {
+	case "":
+		attrs["context"] = contextURL
+	case "client-session":
+	default:
+		attrs["context"] = r.Remote
+	}
+	if r.Dockerfile != "." {
+		set("filename", r.Dockerfile)
+	}
+	set("target", r.Target)
+	set("cache-from", strings.Join(r.CacheFrom, ","))
+	for k, v := range r.Args {
+		if v != nil {
+			attrs["build-arg:"+k] = *v
+		}
+	}
+	for k, v := range r.Labels {
+		attrs["label:"+k] = v
+	}
+	if r.NoCache {
+		attrs["no-cache"] = ""
+	}
+	if r.Pull {
+		attrs["image-resolve-mode"] = pb.AttrImageResolveModeForcePull
+	}
+	if r.Platform != "" {
+		if _, err := platforms.Parse(r.Platform); err != nil {
+			return nil, fault.New(fault.InvalidArgument, "invalid platform %q: %w", r.Platform, err)
+		}
+		attrs["platform"] = r.Platform
+	}
+	req := &controlapi.SolveRequest{Ref: identity.NewID(), Frontend: "dockerfile.v0", FrontendAttrs: attrs, Session: r.Session, Cache: &controlapi.CacheOptions{}}
+	switch r.Network {
+	case "", "default", "bridge":
+	case "host":
+		req.Entitlements = append(req.Entitlements, string(entitlements.EntitlementNetworkHost))
+		fallthrough
+	case "none":
+		attrs["force-network-mode"] = r.Network
+	default:
+		return nil, fault.New(fault.InvalidArgument, "network mode %q not supported by buildkit: steps of a build are on the default bridge, or on host or none", r.Network)
+	}
+	set("add-hosts", strings.Join(r.ExtraHosts, ","))
+	if r.ShmSize > 0 {
+		attrs["shm-size"] = strconv.FormatInt(r.ShmSize, 10)
+	}
+	set("ulimit", strings.Join(r.Ulimits, ","))
+	set("cgroup-parent", r.Parent)
+	if err := exporterOf(r, req); err != nil {
+		return nil, err
+	}
+	if v := r.Args["BUILDKIT_INLINE_CACHE"]; v != nil {
+		if on, err := strconv.ParseBool(*v); err == nil && on {
+			req.Cache.Exports = append(req.Cache.Exports, &controlapi.CacheOptionsEntry{Type: "inline"})
+		}
+	}
+	return req, nil
+}
+
+// exporterOf chooses where the result goes.
+func exporterOf(r *build.Request, req *controlapi.SolveRequest) error {
+	out := &controlapi.Exporter{Type: exporterMoby, Attrs: map[string]string{}}
+	switch len(r.Outputs) {
+	case 0:
+	case 1:
+		if r.Outputs[0].Type == "cacheonly" {
+			return nil
+		}
+		out.Type, out.Attrs = r.Outputs[0].Type, maps.Clone(r.Outputs[0].Attrs)
+		if out.Attrs == nil {
+			out.Attrs = map[string]string{}
+		}
+	default:
+		return fault.New(fault.InvalidArgument, "multiple outputs not supported")
+	}
+	if len(r.Tags) > 0 && slices.Contains([]string{exporterMoby, client.ExporterImage}, out.Type) {
+		names, err := completeNames(strings.Join(r.Tags, ","))
+		if err != nil {
+			return err
+		}
+		out.Attrs[string(exptypes.OptKeyName)] = strings.Join(names, ",")
+	}
+	req.Exporters = []*controlapi.Exporter{out}
+	return nil
+}
+
+// plain is the message of an error as a user of /build knows it: without the wrappers of the solver.
+func plain(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "the build was cancelled"
+	}
+	return strings.TrimPrefix(err.Error(), "failed to solve: ")
+}

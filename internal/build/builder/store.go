@@ -1,0 +1,73 @@
+package builder
+
+import (
+	"context"
+	"runtime/debug"
+
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/cmd/buildkitd/config"
+	"github.com/moby/buildkit/util/disk"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image"
+)
+
+// namespaced asks for images under the store's namespace.
+type namespaced struct{ images.Store }
+
+func in(ctx context.Context) context.Context { return namespaces.WithNamespace(ctx, image.Namespace) }
+
+// Get finds an image.
+func (n namespaced) Get(ctx context.Context, name string) (images.Image, error) {
+	return n.Store.Get(in(ctx), name)
+}
+
+// List lists images.
+func (n namespaced) List(ctx context.Context, filters ...string) ([]images.Image, error) {
+	return n.Store.List(in(ctx), filters...)
+}
+
+// Create makes an image.
+func (n namespaced) Create(ctx context.Context, img images.Image) (images.Image, error) {
+	return n.Store.Create(in(ctx), img)
+}
+
+// Update makes an image.
+func (n namespaced) Update(ctx context.Context, img images.Image, fields ...string) (images.Image, error) {
+	return n.Store.Update(in(ctx), img, fields...)
+}
+
+// Delete is refused by the store.
+func (n namespaced) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
+	return n.Store.Delete(in(ctx), name, opts...)
+}
+
+// keepPolicy is how much of the cache is kept: BuildKit's own rule, by the size of the disk.
+func keepPolicy(root string) []client.PruneInfo {
+	stat, err := disk.GetDiskStat(root)
+	if err != nil {
+		return nil
+	}
+	var out []client.PruneInfo
+	for _, p := range config.DefaultGCPolicy(config.GCConfig{}, stat) {
+		out = append(out, client.PruneInfo{All: p.All, Filter: p.Filters, KeepDuration: p.KeepDuration.Duration,
+			ReservedSpace: p.ReservedSpace.AsBytes(stat), MaxUsedSpace: p.MaxUsedSpace.AsBytes(stat), MinFreeSpace: p.MinFreeSpace.AsBytes(stat)})
+	}
+	return out
+}
+
+const buildkitModule = "github.com/moby/buildkit"
+
+// buildkitVersion is the version of the library in this program.
+func buildkitVersion() client.BuildkitVersion {
+	v := client.BuildkitVersion{Package: buildkitModule, Version: "unknown"}
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, m := range info.Deps {
+			if m.Path == buildkitModule {
+				v.Version, v.Revision = m.Version, m.Sum
+			}
+		}
+	}
+	return v
+}
