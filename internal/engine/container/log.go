@@ -191,4 +191,6 @@ func (l *logReader) Next(ctx context.Context) (LogLine, error) {
 	return line, nil
 }
 
+func (l *logReader) Ready() bool { return l.r.Ready() }
+
 func (l *logReader) Close() error { return l.r.Close() }

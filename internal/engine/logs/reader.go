@@ -8,7 +8,6 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -44,7 +43,7 @@ const (
 	maxRotated = 1000
 	// maxScans bounds how often the files are looked at again because they were rotated meanwhile.
 	maxScans  = 100
-	blockSize = 64 << 10
+	blockSize = 128 << 10
 )
 
 // Reader reads a log in the order of writing. It is for one goroutine.
@@ -57,6 +56,7 @@ type Reader struct {
 	stop    func()
 
 	last time.Time // of the newest entry read
+	text slab
 }
 
 // source is one file of the log.
@@ -342,18 +342,26 @@ func (s *source) firstTime() time.Time {
 		n, _ := s.f.ReadAt(buf, 0)
 		line, _, _ = bytes.Cut(buf[:n], []byte{'\n'})
 	}
-	e, err := decode(line)
+	e, err := decode(line, new(slab))
 	if err != nil {
 		return time.Time{}
 	}
 	return e.Time
 }
 
-// next returns the next whole line; io.EOF if there is none yet. What there is of a compressed file's line is kept for the
+// next returns the next whole line, which is good until the next call; io.EOF if there is none yet. What there is of a compressed file's line is kept for the
 // next call; of another it is read anew (fromLineStart).
 func (s *source) next() ([]byte, error) {
 	for {
 		b, err := s.r.ReadSlice('\n')
+		if err == nil && len(s.partial) == 0 && !s.tooLong && s.dropped == 0 {
+			s.off += int64(len(b))
+			if s.skip > 0 {
+				s.skip--
+				continue
+			}
+			return b, nil
+		}
 		s.partial = append(s.partial, b...)
 		if s.tooLong = s.tooLong || len(s.partial) > maxLine; s.tooLong {
 			s.dropped += int64(len(s.partial))
@@ -383,6 +391,17 @@ func (s *source) next() ([]byte, error) {
 			return nil, err
 		}
 	}
+}
+
+// Ready reports whether Next would return at once, with no more reading of files: who sends entries on sends what it has
+// gathered when it would not.
+func (r *Reader) Ready() bool {
+	if len(r.files) == 0 {
+		return false
+	}
+	in := r.files[0].r
+	b, _ := in.Peek(in.Buffered())
+	return bytes.IndexByte(b, '\n') >= 0
 }
 
 // Next returns the next entry; io.EOF at the end, which with Follow comes after Ended. A damaged line is passed over.
@@ -445,7 +464,7 @@ func (r *Reader) entry() (Entry, error) {
 		if err != nil {
 			return Entry{}, fmt.Errorf("log %s: %w", s.f.Name(), err)
 		}
-		e, err := decode(line)
+		e, err := decode(line, &r.text)
 		if err != nil {
 			continue
 		}
@@ -502,20 +521,4 @@ func closeAll(ss []*source) {
 	for _, s := range ss {
 		_ = s.f.Close()
 	}
-}
-
-// wireEntry is an entry as it is written.
-type wireEntry struct {
-	Log    string            `json:"log"`
-	Stream string            `json:"stream"`
-	Time   time.Time         `json:"time"`
-	Attrs  map[string]string `json:"attrs"`
-}
-
-func decode(line []byte) (Entry, error) {
-	var w wireEntry
-	if err := json.Unmarshal(line, &w); err != nil {
-		return Entry{}, err
-	}
-	return Entry{Stderr: w.Stream == "stderr", Time: w.Time, Line: []byte(w.Log), Attrs: w.Attrs}, nil
 }

@@ -1,12 +1,15 @@
 package docker
 
 import (
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"net/http"
 	"net/url"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/moby/moby/api/types"
 
@@ -22,7 +25,10 @@ const systemError container.StdStream = 3
 // logWriter writes lines of a log as the client asked for them. The headers are sent at once, so that a client that
 // follows a silent log knows it is connected.
 type logWriter struct {
-	out                 *flushWriter
+	mu                  sync.Mutex
+	w                   *response
+	buf                 []byte      // lines that were not sent yet
+	late                *time.Timer // sends them if nothing else does
 	raw                 bool
 	timestamps, details bool
 }
@@ -35,31 +41,83 @@ func newLogWriter(w *response, r *request, tty bool) *logWriter {
 	w.Header().Set("Content-Type", media)
 	w.WriteHeader(http.StatusOK)
 	w.Flush()
-	return &logWriter{out: w.flushed(), raw: tty, timestamps: r.flag("timestamps"), details: r.flag("details")}
+	return &logWriter{w: w, raw: tty, timestamps: r.flag("timestamps"), details: r.flag("details")}
 }
 
-func (l *logWriter) write(line container.LogLine) error {
-	var prefix string
+// sendSize is how much is gathered before it is sent, sendDelay how long at the most.
+const (
+	sendSize  = 32 << 10
+	sendDelay = 10 * time.Millisecond
+)
+
+// write takes one line. It is sent at once unless more is to follow, which saves most of what a long log costs.
+func (l *logWriter) write(line container.LogLine, more bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	at := len(l.buf)
+	if !l.raw {
+		l.buf = append(l.buf, byte(line.Stream), 0, 0, 0, 0, 0, 0, 0)
+	}
 	if l.timestamps {
-		prefix = line.Time.UTC().Format(logTime) + " "
+		l.buf = append(line.Time.UTC().AppendFormat(l.buf, logTime), ' ')
 	}
 	if l.details {
-		prefix += logAttrs(line.Attrs) + " "
+		l.buf = append(append(l.buf, logAttrs(line.Attrs)...), ' ')
 	}
-	if l.raw {
-		_, err := l.out.Write(append([]byte(prefix), line.Line...))
-		return err
+	l.buf = append(l.buf, line.Line...)
+	if !l.raw {
+		binary.BigEndian.PutUint32(l.buf[at+4:], uint32(len(l.buf)-at-8)) //nolint:gosec // a piece of output
 	}
-	return frameWriter{l.out}.frame(line.Stream, prefix, line.Line)
+	if !more || len(l.buf) >= sendSize {
+		return l.send()
+	}
+	// What is announced may turn out to be nothing that was asked for.
+	if l.late == nil {
+		l.late = time.AfterFunc(sendDelay, func() { _ = l.flush() })
+	} else if at == 0 {
+		l.late.Reset(sendDelay)
+	}
+	return nil
+}
+
+// close sends what was gathered; nothing is written after it.
+func (l *logWriter) close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	err := l.send()
+	l.w = nil
+	return err
+}
+
+// flush sends what was gathered.
+func (l *logWriter) flush() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.send()
+}
+
+// send sends what was gathered. The caller holds mu.
+func (l *logWriter) send() error {
+	if l.late != nil {
+		l.late.Stop()
+	}
+	if len(l.buf) == 0 || l.w == nil {
+		return nil
+	}
+	_, err := l.w.Write(l.buf)
+	l.buf = l.buf[:0]
+	l.w.Flush()
+	return err
 }
 
 // fail tells the client in the stream why it ends: the status has been sent.
 func (l *logWriter) fail(err error) error {
+	_ = l.flush()
 	msg := fmt.Sprintf("Error grabbing logs: %v\n", err)
 	if l.raw {
-		_, _ = l.out.Write([]byte(msg))
+		_, _ = l.w.Write([]byte(msg))
 	} else {
-		_ = frameWriter{l.out}.frame(systemError, msg, nil)
+		_ = frameWriter{l.w}.frame(systemError, msg, nil)
 	}
 	return err
 }

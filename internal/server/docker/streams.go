@@ -220,6 +220,12 @@ func (a *streamAPI) logs(w *response, r *request) error {
 	}
 	defer reader.Close()
 	out := newLogWriter(w, r, c.Config.Tty)
+	defer func() { _ = out.close() }()
+	// A reader that can tell when there is more saves the sending of every line by itself.
+	ready := func() bool { return false }
+	if x, ok := reader.(interface{ Ready() bool }); ok {
+		ready = x.Ready
+	}
 	for {
 		line, err := reader.Next(r.Context())
 		if errors.Is(err, io.EOF) || r.Context().Err() != nil {
@@ -230,7 +236,7 @@ func (a *streamAPI) logs(w *response, r *request) error {
 		if line.Stream == container.Stdout && !opts.Stdout || line.Stream == container.Stderr && !opts.Stderr {
 			continue
 		}
-		if err := out.write(line); err != nil {
+		if err := out.write(line, ready()); err != nil {
 			return nil //nolint:nilerr // the client is gone
 		}
 	}

@@ -205,7 +205,7 @@ func clusterLogs(w *response, r *request, cluster Cluster, tasks []*cloud.Task, 
 		line.Attrs["com.docker.swarm.node.id"] = l.NodeID
 		line.Attrs["com.docker.swarm.service.id"] = service
 		line.Attrs["com.docker.swarm.task.id"] = l.TaskID
-		return out.write(line)
+		return out.write(line, false)
 	})
 	if err != nil && r.Context().Err() == nil {
 		return out.fail(err)
