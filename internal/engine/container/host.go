@@ -164,10 +164,14 @@ func (h hierarchy) weighsIO() bool {
 }
 
 // keepsFromOOM reports whether a container can be kept from being killed for memory.
-func (h hierarchy) keepsFromOOM() bool { return !h.unified() && h.v1Has("memory", "memory.oom_control") }
+func (h hierarchy) keepsFromOOM() bool {
+	return !h.unified() && h.v1Has("memory", "memory.oom_control")
+}
 
 // schedulesRealtime reports whether a container can have a share of real-time scheduling.
-func (h hierarchy) schedulesRealtime() bool { return !h.unified() && h.v1Has("cpu", "cpu.rt_period_us") }
+func (h hierarchy) schedulesRealtime() bool {
+	return !h.unified() && h.v1Has("cpu", "cpu.rt_period_us")
+}
 
 // v1Has reports whether a controller of version 1 knows a file.
 func (h hierarchy) v1Has(controller, file string) bool {

@@ -13,32 +13,66 @@ import (
 	units "github.com/docker/go-units"
 
 	"github.com/sampan-cloud/sampan/internal/engine/logs"
+	"github.com/sampan-cloud/sampan/internal/engine/logs/ship"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/keeper"
 )
 
-var logOptions = []string{"max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size"}
+// LogDrivers are the names that LogConfig.Driver may have.
+var LogDrivers = []string{"journald", "json-file", "local", "none", "syslog"}
+
+// fileOptions are about the file that the keeper writes; where that is what a collector is fed from, their names begin
+// with cachePrefix. lineOptions choose what goes with each line; they, like modeOptions, which say what happens when the
+// log cannot be written as fast as the container prints, are common to all drivers.
+var (
+	fileOptions = []string{"max-size", "max-file", "compress"}
+	lineOptions = []string{"labels", "labels-regex", "env", "env-regex", "tag"}
+	modeOptions = []string{"mode", "max-buffer-size"}
+)
+
+const cachePrefix = "cache-"
+
+// collectorOptions are the options that are the collector's own.
+func collectorOptions(o map[string]string) map[string]string {
+	own := maps.Clone(o)
+	maps.DeleteFunc(own, func(k, _ string) bool {
+		return strings.HasPrefix(k, cachePrefix) || slices.Contains(lineOptions, k) || slices.Contains(modeOptions, k)
+	})
+	return own
+}
 
 // logSpec turns a log configuration into the keeper's.
 func logSpec(cfg LogConfig, path string) (keeper.LogSpec, error) {
-	s := keeper.LogSpec{Driver: cfg.Driver, Path: path}
-	switch cfg.Driver {
-	case "none":
+	s := keeper.LogSpec{Driver: "json-file", Path: path}
+	prefix := ""
+	known := slices.Concat(lineOptions, modeOptions)
+	switch {
+	case cfg.Driver == "none":
 		return keeper.LogSpec{Driver: "none"}, nil
-	case "", "json-file":
-		s.Driver = "json-file"
-	case "local":
+	case cfg.Driver == "" || cfg.Driver == "json-file":
+	case cfg.Driver == "local":
 		// Same promise, bounded by default; the format is ours to choose.
-		s.Driver, s.MaxSize, s.MaxFiles, s.Compress = "json-file", 20<<20, 5, true
+		s.MaxSize, s.MaxFiles, s.Compress = 20<<20, 5, true
+	case ship.Known(cfg.Driver):
+		s.MaxSize, s.MaxFiles, s.Compress = 20<<20, 5, true
+		prefix = cachePrefix
+		own := collectorOptions(cfg.Options)
+		if err := (ship.Collector{Driver: cfg.Driver, Options: own}).Validate(); err != nil {
+			return s, err
+		}
+		known = append(slices.AppendSeq(known, maps.Keys(own)), cachePrefix+"disabled")
 	default:
 		return s, fault.New(fault.InvalidArgument, "logger: no log driver named '%s' is registered", cfg.Driver)
 	}
+	for _, k := range fileOptions {
+		known = append(known, prefix+k)
+	}
 	for k, v := range cfg.Options {
-		if !slices.Contains(logOptions, k) {
+		if !slices.Contains(known, k) {
 			return s, fault.New(fault.InvalidArgument, "unknown log opt '%s' for %s log driver", k, cfg.Driver)
 		}
 		var err error
-		switch k {
+		switch strings.TrimPrefix(k, prefix) {
 		case "max-size":
 			if v == "-1" {
 				s.MaxSize = 0
@@ -55,8 +89,12 @@ func logSpec(cfg LogConfig, path string) (keeper.LogSpec, error) {
 			}
 		case "compress":
 			s.Compress, err = strconv.ParseBool(v)
+		case "disabled":
+			_, err = strconv.ParseBool(v)
 		case "labels-regex", "env-regex":
 			_, err = regexp.Compile(v)
+		case "tag":
+			_, err = parseTag(v)
 		}
 		if err != nil {
 			return s, fault.New(fault.InvalidArgument, "invalid log opt %s=%s: %w", k, v, err)
@@ -65,49 +103,10 @@ func logSpec(cfg LogConfig, path string) (keeper.LogSpec, error) {
 	if s.MaxSize > 0 && s.MaxFiles == 0 {
 		s.MaxFiles = 1
 	}
-	if _, ok := cfg.Options["compress"]; ok && s.Compress && s.MaxFiles < 2 {
+	if _, ok := cfg.Options[prefix+"compress"]; ok && s.Compress && s.MaxFiles < 2 {
 		return s, fault.New(fault.InvalidArgument, "compress cannot be true when max-file is less than 2 or max-size is not set")
 	}
 	return s, nil
-}
-
-// logAttrs are the details that go with each line, chosen by the log's options.
-func logAttrs(c *Container) map[string]string {
-	o := c.Config.Host.Log.Options
-	attrs := map[string]string{}
-	pick := func(list, pattern string, all map[string]string) {
-		for name := range strings.SplitSeq(list, ",") {
-			if v, ok := all[name]; ok {
-				attrs[name] = v
-			}
-		}
-		if pattern == "" {
-			return
-		}
-		if re, err := regexp.Compile(pattern); err == nil {
-			for name, v := range all {
-				if re.MatchString(name) {
-					attrs[name] = v
-				}
-			}
-		}
-	}
-	pick(o["labels"], o["labels-regex"], c.Config.Labels)
-	env := map[string]string{}
-	for _, e := range c.Config.Env {
-		if k, v, ok := strings.Cut(e, "="); ok {
-			env[k] = v
-		}
-	}
-	pick(o["env"], o["env-regex"], env)
-	if tag := o["tag"]; tag != "" {
-		attrs["tag"] = strings.NewReplacer("{{.ID}}", short(c.ID), "{{.FullID}}", c.ID, "{{.Name}}", c.Config.Name,
-			"{{.ImageName}}", c.Config.Image, "{{.ImageFullID}}", c.ImageID, "{{.ImageID}}", short(strings.TrimPrefix(c.ImageID, "sha256:"))).Replace(tag)
-	}
-	if len(attrs) == 0 {
-		return nil
-	}
-	return attrs
 }
 
 // logWatch starts the watcher for followers when the first comes.
@@ -152,7 +151,7 @@ func (m *Manager) Logs(ctx context.Context, id string, o LogOptions) (LogReader,
 
 func (m *Manager) openLog(c *ctr, o LogOptions) (LogReader, error) {
 	snap := c.snapshot()
-	if snap.LogPath == "" {
+	if disabled, _ := strconv.ParseBool(snap.Config.Host.Log.Options[cachePrefix+"disabled"]); snap.LogPath == "" || disabled {
 		return nil, fault.New(fault.NotImplemented, "configured logging driver does not support reading")
 	}
 	lo := logs.Options{Stdout: o.Stdout, Stderr: o.Stderr, Tail: o.Tail, Since: o.Since, Until: o.Until}

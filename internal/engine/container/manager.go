@@ -24,12 +24,14 @@ type ManagerConfig struct {
 	InitPath string
 	// HostGateway is what "host-gateway" in ExtraHosts stands for; empty: the gateway of the container's first network.
 	HostGateway []netip.Addr
-	Logger      *slog.Logger
-	Keeper      Keeper
-	Images      Images
-	Volumes     Volumes
-	Networks    Networks
-	Events      Events
+	// JournalSocket is where journald listens, for the log driver of that name; empty: systemd's own.
+	JournalSocket string
+	Logger        *slog.Logger
+	Keeper        Keeper
+	Images        Images
+	Volumes       Volumes
+	Networks      Networks
+	Events        Events
 }
 
 // Manager owns the containers of one host. Its methods may be called from any goroutine. A container has one lock,
@@ -60,6 +62,9 @@ func New(cfg ManagerConfig) (*Manager, error) {
 	}
 	if cfg.CgroupParent == "" {
 		cfg.CgroupParent = "/sampan"
+	}
+	if cfg.JournalSocket == "" {
+		cfg.JournalSocket = "/run/systemd/journal/socket"
 	}
 	if cfg.DefaultLog.Driver == "" {
 		cfg.DefaultLog.Driver = "json-file"

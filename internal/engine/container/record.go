@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 
 	"github.com/sampan-cloud/sampan/internal/engine/events"
+	"github.com/sampan-cloud/sampan/internal/engine/logs/ship"
 )
 
 // recordVersion is written into every record; a newer one is refused, so that a downgrade loses nothing.
@@ -41,6 +42,10 @@ type ctr struct {
 	pending []*attachStream // attached before the start
 	restart backoff
 	run     *run // of the running process, nil when there is none
+	// What takes the log to a collector, for log drivers that have one: the connection made for the run that is about to
+	// start, and the sending of the newest run's log.
+	sink     ship.Sink
+	shipping *shipping
 	// stopAsked: somebody ended this run on purpose, no restart policy applies.
 	stopAsked bool
 	// manualRestart: an exit is a step of Restart; AutoRemove does not apply.

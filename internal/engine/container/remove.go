@@ -100,6 +100,7 @@ func (m *Manager) remove(ctx context.Context, c *ctr, force, volumes bool) error
 
 // destroy deletes what a container has on disk. It can be repeated after a failure.
 func (m *Manager) destroy(ctx context.Context, c *ctr, volumes bool) error {
+	c.shipping.finish()
 	if err := m.unmountAll(ctx, c); err != nil {
 		return err
 	}

@@ -80,6 +80,7 @@ func (m *Manager) restoreOne(ctx context.Context, c *ctr, st keeper.Status, know
 			m.adopt(c, st) // it started and ended without a record of the start
 		} else if c.run == nil {
 			c.begin()
+			m.ship(c) // what it printed at last
 		}
 		m.ended(ctx, c, st) // unlocks, and applies the restart policy
 		return false
@@ -87,6 +88,7 @@ func (m *Manager) restoreOne(ctx context.Context, c *ctr, st keeper.Status, know
 		// Neither the keeper nor anybody else saw it end: the host was restarted, or worse.
 		if c.run == nil {
 			c.begin()
+			m.ship(c)
 		}
 		c.stopAsked = true // decided below, without a pause
 		autoRemove := c.rec.Config.Host.AutoRemove
@@ -135,6 +137,7 @@ func (m *Manager) adopt(c *ctr, st keeper.Status) {
 	s := &c.rec.State
 	if s.Running && !s.Restarting && s.PID == st.PID {
 		c.begin()
+		m.ship(c)
 		s.Paused, s.OOMKilled = st.Paused, s.OOMKilled || st.OOMKilled
 		if s.Status = StatusRunning; s.Paused {
 			s.Status = StatusPaused

@@ -93,11 +93,10 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	if err != nil {
 		return err
 	}
-	log, err := logSpec(c.rec.Config.Host.Log, c.rec.LogPath)
+	log, err := m.prepareLog(c, u)
 	if err != nil {
 		return err
 	}
-	log.Attrs = logAttrs(&c.rec.Container)
 	st, err := m.Keeper.Create(ctx, keeper.Spec{ID: c.id, Bundle: bundle, Terminal: c.rec.Config.Tty,
 		OpenStdin: c.rec.Config.OpenStdin, StdinOnce: c.rec.Config.StdinOnce, Log: log})
 	if err != nil {
@@ -164,6 +163,7 @@ func (m *Manager) running(c *ctr, st keeper.Status) {
 	c.rec.EverStarted = true
 	c.stopAsked = false
 	c.begin()
+	m.ship(c)
 	m.startHealth(c)
 	m.saveLogged(c)
 }

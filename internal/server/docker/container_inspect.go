@@ -96,7 +96,7 @@ func inspectResponse(c *container.Container) apicontainer.InspectResponse {
 	return apicontainer.InspectResponse{
 		ID: c.ID, Created: wireTime(c.Created), Path: c.Path, Args: list(c.Args), State: wireState(&c.State),
 		Image: c.ImageID, ResolvConfPath: c.ResolvConfPath, HostnamePath: c.HostnamePath, HostsPath: c.HostsPath,
-		LogPath: c.LogPath, Name: "/" + strings.TrimPrefix(c.Config.Name, "/"), RestartCount: c.RestartCount,
+		LogPath: logPath(c), Name: "/" + strings.TrimPrefix(c.Config.Name, "/"), RestartCount: c.RestartCount,
 		Driver: c.Driver, Platform: "linux", ExecIDs: c.ExecIDs, HostConfig: wireHostConfig(c),
 		Storage: &storage.Storage{RootFS: &storage.RootFSStorage{Snapshot: &storage.RootFSStorageSnapshot{Name: c.Driver}}},
 		Mounts:  wireMounts(c.Mounts), Config: wireConfig(&c.Config),
@@ -345,4 +345,12 @@ func hardwareAddr(s string) apinetwork.HardwareAddr {
 func shortID(id string) string {
 	id = strings.TrimPrefix(id, "sha256:")
 	return id[:min(12, len(id))]
+}
+
+// logPath is the file of a json-file log; the files of other drivers are nobody's business.
+func logPath(c *container.Container) string {
+	if cmp.Or(c.Config.Host.Log.Driver, "json-file") != "json-file" {
+		return ""
+	}
+	return c.LogPath
 }

@@ -76,7 +76,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 	h := a.Host.Info()
 	info := system.Info{
 		ID: h.ID, Driver: h.Driver, DriverStatus: h.DriverStatus,
-		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null", "overlay"}, Log: []string{"json-file"}},
+		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null", "overlay"}, Log: container.LogDrivers},
 		MemoryLimit: h.Capabilities.MemoryLimit, SwapLimit: h.Capabilities.SwapLimit, CPUCfsPeriod: h.Capabilities.CPUCfsPeriod,
 		CPUCfsQuota: h.Capabilities.CPUCfsQuota, CPUShares: h.Capabilities.CPUShares, CPUSet: h.Capabilities.CPUSet,
 		PidsLimit: h.Capabilities.PidsLimit, IPv4Forwarding: h.Capabilities.IPv4Forwarding, OomKillDisable: h.Capabilities.OomKillDisable,

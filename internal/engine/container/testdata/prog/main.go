@@ -70,6 +70,13 @@ func main() {
 				os.Exit(n)
 			}
 		}
+	case "talk": // ready, then a word at each SIGUSR1
+		words := make(chan os.Signal, 8)
+		signal.Notify(words, syscall.SIGUSR1)
+		fmt.Println("ready")
+		for range words {
+			fmt.Println("again")
+		}
 	case "stubborn": // ignores SIGTERM
 		c := make(chan os.Signal, 8)
 		signal.Notify(c, syscall.SIGTERM)
