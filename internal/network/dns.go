@@ -152,7 +152,7 @@ func (m *Manager) resolvConf(sb *sandbox) []byte {
 	return b.Bytes()
 }
 
-// hostsLines are the lines of /etc/hosts that name the sandbox itself and, where no name server does, its links.
+// hostsLines are the lines of /etc/hosts that name the sandbox itself, and its links on the default bridge.
 func hostsLines(sb *sandbox) []string {
 	var out []string
 	if sb.Spec.Hostname != "" {
@@ -175,11 +175,9 @@ func hostsLines(sb *sandbox) []string {
 			}
 		}
 	}
-	if sb.DNSPort == 0 {
-		for _, name := range slices.Sorted(maps.Keys(sb.Spec.Links)) {
-			for _, a := range sb.Spec.Links[name] {
-				out = append(out, a.String()+"\t"+name)
-			}
+	for _, name := range slices.Sorted(maps.Keys(sb.Spec.Links)) {
+		for _, a := range sb.Spec.Links[name] {
+			out = append(out, a.String()+"\t"+name)
 		}
 	}
 	return out
@@ -214,8 +212,10 @@ func (m *Manager) table() keeper.NameTable {
 				addNames(t.Networks, n, &j.Endpoint)
 			}
 		}
+	}
+	for id, sb := range m.sandboxes { // after the names, which links are other names for
 		if sb.DNSPort != 0 {
-			t.Sandboxes[id] = m.resolver(sb)
+			t.Sandboxes[id] = m.resolver(sb, t.Networks)
 		}
 	}
 	for _, n := range t.Networks {
@@ -251,19 +251,27 @@ func addNames(all map[string]keeper.Names, n *Network, e *Endpoint) {
 	}
 }
 
-func (m *Manager) resolver(sb *sandbox) keeper.Resolver {
+func (m *Manager) resolver(sb *sandbox, names map[string]keeper.Names) keeper.Resolver {
 	r := keeper.Resolver{NetNS: sb.NetNS, Listen: netip.AddrPortFrom(dnsAddr, sb.DNSPort), Search: sb.Spec.Search}
-	if len(sb.Spec.Links) > 0 {
-		r.Own = map[string][]netip.Addr{}
-		for name, addrs := range sb.Spec.Links {
-			r.Own[strings.ToLower(name)] = addrs
-		}
-	}
 	outside := false // it is on a network that leads out
 	for _, j := range sb.Joined {
 		r.Networks = append(r.Networks, j.NetworkID)
 		n := m.networks[j.NetworkID]
-		outside = outside || n == nil || !n.Spec.Internal
+		outside = outside || n == nil || !n.closed()
+		for _, l := range j.Spec.Links {
+			target, alias, ok := strings.Cut(strings.ToLower(l), ":")
+			if !ok {
+				alias = target
+			}
+			// Whoever has the name now: the target may not be there yet, or be another than it was.
+			if addrs := names[j.NetworkID].Records[target]; len(addrs) > 0 {
+				if r.Own == nil {
+					r.Own = map[string][]netip.Addr{}
+				}
+				r.Own[alias] = append(r.Own[alias], addrs...)
+				r.Own[alias+"."+strings.ToLower(j.NetworkName)] = r.Own[alias]
+			}
+		}
 	}
 	if !outside {
 		r.Authoritative = true

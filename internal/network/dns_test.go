@@ -116,7 +116,7 @@ func TestNamesOfUserDefinedNetworks(t *testing.T) {
 	db := s.attach(spec)
 	client := on("client", "app")
 	client.DNS = []netip.Addr{netip.MustParseAddr("10.99.0.99"), outside.Addr} // the first is nobody
-	client.Links = map[string][]netip.Addr{"Buddy": {netip.MustParseAddr("10.1.1.1")}}
+	client.Endpoints[0].Links = []string{"db:Buddy"}
 	client.Search, client.Options = []string{"corp.example"}, []string{"timeout:3"}
 	c := s.attach(client)
 	if got, want := string(c.ResolvConf), "nameserver 127.0.0.11\nsearch corp.example\noptions timeout:3 ndots:0\n"; got != want {
@@ -130,7 +130,7 @@ func TestNamesOfUserDefinedNetworks(t *testing.T) {
 			t.Errorf("AAAA %s: %v", name, got)
 		}
 	}
-	if got := lookup(t, c, "A", "buddy"); !slices.Equal(got, []string{"10.1.1.1"}) {
+	if got := lookup(t, c, "A", "buddy"); !slices.Equal(got, []string{db.addr(0).String()}) {
 		t.Errorf("a link: %v", got)
 	}
 	if msg := ask(t, c, "tcp", "A", "db"); len(msg.Answers) != 1 || msg.Answers[0].Header.TTL != 0 {

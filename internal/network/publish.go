@@ -201,24 +201,35 @@ func (b *portBook) proxies(sandbox string, dial dialer, to func(BoundPort) netip
 
 var protocols = map[string]nft.Proto{"tcp": nft.TCP, "udp": nft.UDP, "sctp": nft.SCTP}
 
-// reservePorts takes the host ports that the sandbox's spec asks for. Nothing is translated yet.
-func (m *Manager) reservePorts(sb *sandbox) error {
-	if len(sb.Spec.Ports) == 0 {
+// rebind reserves ports anew where the endpoints that carry them now ask for other addresses of the host than those
+// before, or for none. A port that was any free one stays the same if it can.
+func (m *Manager) rebind(sb *sandbox) error {
+	if len(sb.Spec.Ports) == 0 || sb.NetNS == "" {
 		return nil
 	}
-	closed := len(sb.Joined) > 0
-	for _, j := range sb.Joined {
-		closed = closed && m.networkOf(&j.Endpoint).closed()
+	to := m.bindTo(sb)
+	if to.kind() == sb.BoundAs {
+		return nil
 	}
-	if closed || sb.NetNS == "" {
+	was := sb.Bound
+	if err := m.releasePorts(sb); err != nil {
+		return err
+	}
+	return m.reservePorts(sb, was)
+}
+
+// reservePorts takes the host ports that the sandbox's spec asks for, of any free ones those it had. Nothing is
+// translated yet.
+func (m *Manager) reservePorts(sb *sandbox, was []BoundPort) error {
+	if len(sb.Spec.Ports) == 0 || sb.NetNS == "" {
+		return nil
+	}
+	to := m.bindTo(sb)
+	m.mu.Lock()
+	sb.BoundAs = to.kind()
+	m.mu.Unlock()
+	if to.closed {
 		return nil // as Docker does: nothing is published on an internal network
-	}
-	v4, v6 := sb.carriers()
-	to := bindTo{m: m, v4: v4, v6: v6}
-	for _, j := range []*joined{v6, v4} {
-		if j != nil {
-			to.fallback = m.networkOf(&j.Endpoint).bridge().bind
-		}
 	}
 	return m.host.Do(func() error {
 		for _, pb := range sb.Spec.Ports {
@@ -231,7 +242,10 @@ func (m *Manager) reservePorts(sb *sandbox) error {
 				bound = append(bound, BoundPort{Protocol: pb.Protocol, Port: pb.Port, HostIP: a})
 			}
 			if len(addrs) > 0 {
-				got, err := m.ports.reserve(sb.Spec.ID, pb, addrs, !pb.HostIP.IsValid())
+				got, err := m.ports.reserve(sb.Spec.ID, again(pb, was), addrs, !pb.HostIP.IsValid())
+				if err != nil && pb.HostPort == 0 {
+					got, err = m.ports.reserve(sb.Spec.ID, pb, addrs, !pb.HostIP.IsValid())
+				}
 				if err != nil {
 					return fault.As(fault.KindOf(err), fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w",
 						sb.Spec.Owner, sb.Spec.ID, err))
@@ -250,11 +264,48 @@ func (m *Manager) reservePorts(sb *sandbox) error {
 	})
 }
 
+// again asks for the host port that a binding to any free one had.
+func again(pb PortBinding, was []BoundPort) PortBinding {
+	for _, p := range was {
+		if pb.HostPort == 0 && p.Protocol == pb.Protocol && p.Port == pb.Port {
+			pb.HostPort = p.HostPort
+		}
+	}
+	return pb
+}
+
 // bindTo says on which of the host's addresses a sandbox's ports are published.
 type bindTo struct {
 	m        *Manager
 	v4, v6   *joined // who carries them
 	fallback netip.Addr
+	closed   bool // nowhere
+}
+
+func (m *Manager) bindTo(sb *sandbox) bindTo {
+	to := bindTo{m: m, closed: len(sb.Joined) > 0}
+	to.v4, to.v6 = sb.carriers()
+	for _, j := range sb.Joined {
+		to.closed = to.closed && m.networkOf(&j.Endpoint).closed()
+	}
+	for _, j := range []*joined{to.v6, to.v4} {
+		if j != nil {
+			to.fallback = m.networkOf(&j.Endpoint).bridge().bind
+		}
+	}
+	return to
+}
+
+// kind is the same for sandboxes whose ports are published on the same addresses.
+func (b bindTo) kind() string {
+	kind := fmt.Sprint(b.closed, " ", b.fallback)
+	if b.v4 != nil {
+		kind += " 4:" + string(b.v4.mode4)
+	}
+	if b.v6 != nil {
+		kind += " 6:" + string(b.v6.mode6)
+	}
+	return kind
 }
 
 // addresses are those of the host that a binding to host takes a port of, and, unspecified, one for each version of IP in

@@ -266,3 +266,98 @@ func testICCAndInternal(t *testing.T, filter string) {
 		t.Error("an internal network leads outside by a route")
 	}
 }
+
+// TestPortsFollowTheWayOut: ports are published once a container on an internal network has a way out, on the addresses
+// that its network asks for, and given back when it loses it.
+func TestPortsFollowTheWayOut(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	outside := s.lab.Host("outside")
+	s.create(Spec{Name: "in", Internal: true})
+	s.create(Spec{Name: "out"})
+	s.create(Spec{Name: "local", Options: map[string]string{optHostIP: "127.0.0.1"}})
+	spec := on("web", "in")
+	spec.Ports = []PortBinding{{Protocol: "tcp", Port: 80}}
+	web := s.attach(spec)
+	web.Serve(80)
+	if len(web.Ports) > 0 {
+		t.Errorf("on an internal network: %v", web.Ports)
+	}
+	ports := func() []BoundPort {
+		sb, _ := s.m.Sandbox(spec.ID)
+		return sb.Ports
+	}
+	connect := func(network string) {
+		t.Helper()
+		if _, err := s.m.Connect(t.Context(), spec.ID, EndpointSpec{Network: network}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	disconnect := func(network string) {
+		t.Helper()
+		if err := s.m.Disconnect(t.Context(), spec.ID, network); err != nil {
+			t.Fatal(err)
+		}
+	}
+	connect("out")
+	first := ports()
+	if len(first) != 2 {
+		t.Fatalf("connected: %v", first)
+	}
+	at := hostport(s.host.Addr, first[0].HostPort)
+	if _, ok := reaches(outside, at); !ok {
+		t.Error("connected, it is not reached")
+	}
+	s.restart()
+	connect("local") // by name it comes before "out"
+	if now := ports(); len(now) != 1 || now[0].HostIP != addrOf("127.0.0.1") || now[0].HostPort != first[0].HostPort {
+		t.Errorf("connected to a network that publishes on loopback: %v, was %v", now, first)
+	}
+	if _, ok := reaches(outside, at); ok {
+		t.Error("published on loopback, it is reached from outside")
+	}
+	disconnect("local")
+	if _, ok := reaches(outside, at); !ok {
+		t.Errorf("disconnected from it, it is not reached: %v", ports())
+	}
+	disconnect("out")
+	if now := ports(); len(now) > 0 {
+		t.Errorf("without a way out: %v", now)
+	}
+	other := on("other", "out")
+	other.Ports = []PortBinding{{Protocol: "tcp", Port: 80, HostPort: first[0].HostPort}}
+	s.attach(other)
+}
+
+// TestLinksOnUserNetworks: a link is a name of this container's own for whoever has the other name now.
+func TestLinksOnUserNetworks(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	n := s.create(Spec{Name: "app"})
+	spec := on("web", "app")
+	spec.Endpoints[0].Links = []string{"DB:Store", "cache"}
+	s.attach(spec)
+	s.attach(on("other", "app"))
+	own := func(name string) []netip.Addr { return s.names.table.Sandboxes[spec.ID].Own[name] }
+	if got := own("store"); len(got) > 0 {
+		t.Errorf("before there is a db: %v", got)
+	}
+	db := s.attach(on("db", "app"))
+	for _, name := range []string{"store", "store.app"} {
+		if got := own(name); !slices.Equal(got, []netip.Addr{db.addr(0)}) {
+			t.Errorf("%s is %v", name, got)
+		}
+	}
+	if got := s.names.table.Sandboxes[fullID("other")].Own; len(got) > 0 {
+		t.Errorf("another container has the link too: %v", got)
+	}
+	if _, ok := s.names.table.Networks[n.ID].Records["store"]; ok {
+		t.Error("the link is a name of the network")
+	}
+	if err := s.m.Detach(t.Context(), fullID("db")); err != nil {
+		t.Fatal(err)
+	}
+	if got := own("store"); len(got) > 0 {
+		t.Errorf("after db is gone: %v", got)
+	}
+}

@@ -66,6 +66,12 @@ func (m *Manager) restoreLive(ctx context.Context) error {
 	m.mu.Unlock()
 	defer m.mu.Lock()
 	for _, sb := range boxes {
+		if sb.BoundAs == "" && len(sb.Bound) > 0 { // of a daemon that did not note it
+			kind := m.bindTo(sb).kind()
+			m.mu.Lock()
+			sb.BoundAs = kind
+			m.mu.Unlock()
+		}
 		var lost []BoundPort
 		err := m.host.Do(func() error { lost = m.ports.claim(sb.Spec.ID, sb.Bound); return nil })
 		if err != nil {

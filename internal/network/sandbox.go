@@ -32,6 +32,7 @@ type sandbox struct {
 	Joined  []*joined // in the order of joining
 	Egress  *joined   // on the gateway bridge
 	Bound   []BoundPort
+	BoundAs string // where Bound is for; see bindTo.kind
 	DNSPort uint16 // where its name server listens; 0: it has none
 }
 
@@ -167,12 +168,6 @@ func (m *Manager) attach(ctx context.Context, sb *sandbox) (err error) {
 		}
 	}
 	u.Add(func() error { return m.releasePorts(sb) })
-	if err := m.reservePorts(sb); err != nil {
-		return err
-	}
-	if err := failpoint.Hit("network.attach.reserved"); err != nil {
-		return err
-	}
 	if err := m.settle(ctx, sb, ns); err != nil {
 		return err
 	}
@@ -254,6 +249,9 @@ func (m *Manager) settle(ctx context.Context, sb *sandbox, ns *netns.NS) error {
 		return err
 	}
 	if err := failpoint.Hit("network.settle.routes"); err != nil {
+		return err
+	}
+	if err := m.rebind(sb); err != nil {
 		return err
 	}
 	if err := m.publishPorts(sb); err != nil {
