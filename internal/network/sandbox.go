@@ -100,6 +100,7 @@ func (m *Manager) Attach(ctx context.Context, spec SandboxSpec) (*Sandbox, error
 			}
 			return m.result(sb), nil
 		}
+		m.tear.waitFor(ctx, spec.ID)
 		err := m.attach(ctx, sb)
 		if err != nil {
 			sb.gone = true

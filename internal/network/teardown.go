@@ -3,6 +3,7 @@ package network
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,22 +31,29 @@ type teardowns struct {
 	queue []*sandbox
 	busy  bool
 	gone  chan struct{} // closed when what is in the queue is gone, or what was in it last
+	// legs are the sandboxes, by ID, whose legs in the cluster's networks are still to go: these go by the sandbox's ID,
+	// and one of the same ID (a container that was started again) must not lose its own with them.
+	legs map[string]bool
 }
 
 func newTeardowns(m *Manager) *teardowns {
-	t := &teardowns{m: m, more: make(chan struct{}, 1), hurry: make(chan struct{}, 1), gone: make(chan struct{})}
+	t := &teardowns{m: m, more: make(chan struct{}, 1), hurry: make(chan struct{}, 1), gone: make(chan struct{}), legs: map[string]bool{}}
 	close(t.gone)
 	return t
 }
 
 // add takes over a sandbox that is in no book any more.
 func (t *teardowns) add(sb *sandbox) {
+	onCluster := t.m.onCluster(sb)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if len(t.queue) == 0 {
 		t.gone = make(chan struct{})
 	}
 	t.queue = append(t.queue, sb)
+	if onCluster {
+		t.legs[sb.Spec.ID] = true
+	}
 	if !t.busy {
 		t.busy = true
 		go t.run()
@@ -75,6 +83,11 @@ func (t *teardowns) run() {
 			return
 		}
 		t.m.takeAway(batch)
+		t.mu.Lock()
+		for _, sb := range batch {
+			delete(t.legs, sb.Spec.ID)
+		}
+		t.mu.Unlock()
 		close(gone)
 	}
 }
@@ -104,6 +117,11 @@ func (t *teardowns) gather() {
 	}
 }
 
+// onCluster reports whether the sandbox, which nobody else has any more, is on a network of the cluster.
+func (m *Manager) onCluster(sb *sandbox) bool {
+	return slices.ContainsFunc(sb.all(), func(e *Endpoint) bool { return m.networkOf(e).Scope == ScopeSwarm })
+}
+
 // takeAway removes links and namespaces of sandboxes.
 func (m *Manager) takeAway(batch []*sandbox) {
 	var links []string
@@ -129,6 +147,19 @@ func (m *Manager) takeAway(batch []*sandbox) {
 		if err != nil {
 			m.log.Error("removing a sandbox", "sandbox", sb.Spec.ID, "error", err)
 		}
+	}
+}
+
+// waitFor waits until an earlier sandbox of that ID has left the cluster's networks.
+func (t *teardowns) waitFor(ctx context.Context, id string) {
+	for ctx.Err() == nil {
+		t.mu.Lock()
+		there := t.legs[id]
+		t.mu.Unlock()
+		if !there {
+			return
+		}
+		t.wait(ctx)
 	}
 }
 

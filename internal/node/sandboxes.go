@@ -85,14 +85,28 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container) (containe
 
 // Detach gives up the container's sandbox.
 func (s *sandboxes) Detach(ctx context.Context, id string) error {
+	leased := s.leased(id)
 	err := s.networks.Detach(ctx, id)
-	if s.detach != nil {
+	if leased && s.detach != nil {
 		s.detach(ctx, id, "")
 	}
 	if fault.Is(err, fault.NotFound) {
 		return nil
 	}
 	return err
+}
+
+// leased reports whether the container may have addresses that the cluster gave to it: a standalone one on a network of
+// the cluster. A task's belong to the task.
+func (s *sandboxes) leased(id string) bool {
+	if c, err := s.get(id); err == nil && c.Config.Labels[labelTask] != "" {
+		return false
+	}
+	sb, ok := s.networks.Sandbox(id)
+	return !ok || slices.ContainsFunc(sb.Endpoints, func(e network.Endpoint) bool {
+		n, err := s.networks.Get(e.NetworkID)
+		return err != nil || n.Scope == network.ScopeSwarm
+	})
 }
 
 // Connect joins a running container to a further network.

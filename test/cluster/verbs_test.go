@@ -53,6 +53,16 @@ func TestConnectFromAnywhere(t *testing.T) {
 		if nets := Docker(t, h, "inspect", "-f", "{{range $n, $e := .NetworkSettings.Networks}}{{$n}} {{end}}", "on-"+h.Name); strings.TrimSpace(nets) != "n own" {
 			t.Errorf("%s: after a restart the container is on %q", h.Name, nets)
 		}
+		// What is left of an earlier run is taken away behind the new one's back.
+		for range 3 {
+			Docker(t, h, "kill", "on-"+h.Name)
+			Docker(t, h, "start", "on-"+h.Name)
+			Docker(t, h, "exec", "on-"+h.Name, "/probe", "get", "http://also-"+h.Name+":8080")
+		}
+	}
+	Docker(t, manager, "exec", "on-"+manager.Name, "/probe", "get", "http://on-"+worker.Name+":8080")
+	Docker(t, worker, "exec", "on-"+worker.Name, "/probe", "get", "http://on-"+manager.Name+":8080")
+	for _, h := range l.Hosts {
 		Docker(t, h, "network", "disconnect", "n", "on-"+h.Name)
 	}
 	Eventually(t, 20*time.Second, "the network unused", removed(l, "n"))
