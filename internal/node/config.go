@@ -42,6 +42,7 @@ type Config struct {
 	TLSKey       string
 	LogDriver    string
 	LogOpts      map[string]string
+	MetricsAddr  string        // ADDRESS:PORT of a listener for metrics alone, "" for none
 	Keeper       string        // path of sampan-keeper, "" for the one beside this program
 	Init         string        // path of sampan-init, "" for the one beside this program
 	Builder      string        // path of sampan-builder, "" for the one beside this program
@@ -107,6 +108,11 @@ func (c *Config) Validate() error {
 			}
 		default:
 			bad("--host %q: %s is not offered, want unix:// or tcp://", h, scheme)
+		}
+	}
+	if c.MetricsAddr != "" {
+		if _, _, err := net.SplitHostPort(c.MetricsAddr); err != nil {
+			bad("--metrics-addr %q: want ADDRESS:PORT, for example 127.0.0.1:9323", c.MetricsAddr)
 		}
 	}
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
@@ -191,6 +197,7 @@ type configFile struct {
 	TLSCert      *string           `json:"tlscert"`
 	TLSKey       *string           `json:"tlskey"`
 	LogDriver    *string           `json:"log-driver"`
+	MetricsAddr  *string           `json:"metrics-addr"`
 	Init         *string           `json:"init-path"`
 	LogOpts      map[string]string `json:"log-opts"`
 	Pools        []struct {
@@ -250,6 +257,7 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	set(&c.TLSCert, f.TLSCert)
 	set(&c.TLSKey, f.TLSKey)
 	set(&c.LogDriver, f.LogDriver)
+	set(&c.MetricsAddr, f.MetricsAddr)
 	set(&c.Init, f.Init)
 	c.Network.lay(&f.networkFile)
 	if f.Hosts != nil {

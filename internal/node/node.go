@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -26,7 +25,6 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper"
 	"github.com/sampan-cloud/sampan/internal/network"
 	"github.com/sampan-cloud/sampan/internal/node/membership"
-	"github.com/sampan-cloud/sampan/internal/server/docker"
 )
 
 // Node is a running host.
@@ -45,6 +43,8 @@ type Node struct {
 	cluster    *Cluster
 	listeners  []net.Listener
 	agents     agentSlot
+
+	metricsListener net.Listener // of --metrics-addr, nil without it
 
 	closers []func() error // in order of start; run backwards
 }
@@ -97,6 +97,9 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error)
 		return nil, err
 	}
 	if n.listeners, err = listeners(cfg); err != nil {
+		return nil, err
+	}
+	if err := n.listenMetrics(); err != nil {
 		return nil, err
 	}
 	log.Info("sampand is ready", "version", cfg.Version, "host", n.host.base.Name, "listens", cfg.Hosts, "after", time.Since(began).Round(time.Millisecond))
@@ -186,29 +189,6 @@ func (n *Node) startMembership(ctx context.Context) error {
 	}
 	n.onClose(func() error { n.cluster.Stop(); return nil })
 	return nil
-}
-
-// Run serves the API until ctx ends, then ends everything but the containers.
-func (n *Node) Run(ctx context.Context) error {
-	handler := docker.New(docker.Config{Containers: n.containers, Images: n.images, Volumes: n.volumes, Networks: n.networks,
-		Events: n.bus, Swarm: n.cluster, Host: n.host, Builder: n.builds, Registry: n.images, Logger: n.log})
-	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
-	failed := make(chan error, len(n.listeners))
-	for _, l := range n.listeners {
-		go func() { failed <- server.Serve(l) }()
-	}
-	var err error
-	select {
-	case <-ctx.Done():
-		n.log.Info("sampand ends; containers go on")
-	case err = <-failed:
-	}
-	deadline, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	if server.Shutdown(deadline) != nil {
-		_ = server.Close() // follows, attaches and event streams end with the daemon
-	}
-	return errors.Join(err, n.close())
 }
 
 func (n *Node) onClose(f func() error) { n.closers = append(n.closers, f) }

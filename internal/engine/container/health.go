@@ -9,6 +9,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -119,6 +120,10 @@ func (m *Manager) reportHealth(ctx context.Context, c *ctr, r HealthResult, stat
 	defer c.mu.Unlock()
 	if ctx.Err() != nil || c.rec.State.Health == nil {
 		return
+	}
+	m.checks.all.Add(1)
+	if r.ExitCode != 0 {
+		m.checks.failed.Add(1)
 	}
 	old := c.rec.State.Health
 	log := append(slices.Clone(old.Log), r)
@@ -241,3 +246,9 @@ func (l *limited) String() string {
 	}
 	return l.buf.String()
 }
+
+// checks counts health checks since the daemon's start.
+type checks struct{ all, failed atomic.Uint64 }
+
+// HealthChecks is how many health checks were made since the daemon's start, and how many of them failed.
+func (m *Manager) HealthChecks() (all, failed uint64) { return m.checks.all.Load(), m.checks.failed.Load() }

@@ -45,7 +45,8 @@ type Manager struct {
 	byName map[string]string // name to ID; also while a container is being created
 	execs  map[string]*execution
 
-	watch logWatch
+	watch  logWatch
+	checks checks
 
 	host host // what the kernel and this process may give to containers
 

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -30,6 +31,9 @@ type Config struct {
 	// Registry asks registries about credentials and images; nil: those requests are answered with 501.
 	Registry Registry
 	Logger   *slog.Logger
+	// Answered is told of every request that a route answered: the route's pattern, the answer's status, how long it took.
+	// It may be nil.
+	Answered func(method, pattern string, status int, took time.Duration)
 }
 
 // server takes requests apart, hands them to the handler of their route and turns its error into an answer.
@@ -37,6 +41,7 @@ type server struct {
 	mux    *http.ServeMux
 	name   string // and version, for the Server header
 	logger *slog.Logger
+	told   func(method, pattern string, status int, took time.Duration)
 }
 
 // handler answers one route. An error that it returns before anything was written becomes the answer.
@@ -55,7 +60,10 @@ func New(cfg Config) http.Handler {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &server{mux: http.NewServeMux(), logger: cfg.Logger}
+	if cfg.Answered == nil {
+		cfg.Answered = func(string, string, int, time.Duration) {}
+	}
+	s := &server{mux: http.NewServeMux(), logger: cfg.Logger, told: cfg.Answered}
 	s.name = "Sampan/" + cfg.Host.Info().Version + " (" + runtime.GOOS + ")"
 	for _, r := range routes(cfg) {
 		s.mux.HandleFunc(r.method+" "+r.pattern, s.adapt(r))
@@ -141,8 +149,11 @@ func (s *server) adapt(rt route) http.HandlerFunc {
 					"stack", string(debug.Stack()))
 				s.fail(res, hr, version, fault.New(fault.Internal, "internal error; the daemon's log says more"))
 			}
-			s.logger.Debug("request", "method", hr.Method, "path", hr.URL.Path, "version", version,
-				"status", res.status, "took", time.Since(start))
+			took := time.Since(start)
+			s.logger.Debug("request", "method", hr.Method, "path", hr.URL.Path, "version", version, "status", res.status, "took", took)
+			if rt.pattern != "" {
+				s.told(rt.method, rt.pattern, cmp.Or(res.status, http.StatusOK), took)
+			}
 		}()
 		query, err := url.ParseQuery(hr.URL.RawQuery)
 		if err != nil {
