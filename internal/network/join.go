@@ -76,10 +76,12 @@ func endpointSysctls(ns *netns.NS, j *joined) error {
 			continue
 		}
 		k, v, ok := strings.Cut(kv, "=")
-		if !ok || !strings.Contains(k, ".IFNAME.") {
-			return fault.New(fault.InvalidArgument, "invalid endpoint sysctl %q: want net.FAMILY.conf.IFNAME.NAME=VALUE", kv)
+		parts := strings.Split(k, ".") // the docker command makes lower case of it
+		if !ok || len(parts) != 5 || parts[0] != "net" || !strings.EqualFold(parts[3], "IFNAME") || !slices.Contains([]string{"ipv4", "ipv6", "mpls"}, parts[1]) {
+			return fault.New(fault.InvalidArgument, "unrecognised network interface sysctl '%s'; represent 'net.X.Y.ethN.Z=V' as 'net.X.Y.IFNAME.Z=V', 'X' must be 'ipv4', 'ipv6' or 'mpls'", kv)
 		}
-		settings[strings.ReplaceAll(k, "IFNAME", j.Interface)] = v
+		parts[3] = slashed(j.Interface)
+		settings[strings.Join(parts, ".")] = v
 	}
 	if len(settings) == 0 {
 		return nil
@@ -118,7 +120,7 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 		case len(es.Aliases) > 0:
 			return nil, nil, fault.New(fault.InvalidArgument, "network-scoped aliases are only supported for user-defined networks")
 		case es.IPv4.IsValid() || es.IPv6.IsValid():
-			return nil, nil, fault.New(fault.InvalidArgument, "user specified IP address is supported on user defined networks only")
+			return nil, nil, fault.New(fault.InvalidArgument, "user-specified IP address is supported on user-defined networks only")
 		}
 	}
 	j := &joined{Spec: es, Endpoint: Endpoint{ID: newID(), NetworkID: n.ID, NetworkName: n.Spec.Name, SandboxID: sb.Spec.ID,

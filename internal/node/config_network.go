@@ -33,6 +33,7 @@ type NetworkConfig struct {
 	DNSSearch          []string
 	HostGatewayIPs     []string                     // what host-gateway stands for
 	DefaultOptions     map[string]map[string]string // of new networks, by driver
+	LinkEnv            bool                         // variables for links on the default bridge, as before Docker 29
 }
 
 // defaultNetworkConfig is dockerd's.

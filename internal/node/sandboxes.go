@@ -78,9 +78,29 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container) (containe
 		a.Endpoints[e.NetworkName] = endpointOf(e, wish(c.Config, e))
 	}
 	for _, p := range made.Ports {
-		a.Ports = append(a.Ports, container.BoundPort{Port: container.Port{Port: p.Port, Protocol: p.Protocol}, HostIP: p.HostIP, HostPort: p.HostPort})
+		a.Ports = append(a.Ports, boundPort(p))
+	}
+	if s.defaults.LinkEnv && !spec.NoNetwork {
+		a.Env = s.linkEnv(c)
 	}
 	return a, nil
+}
+
+func boundPort(p network.BoundPort) container.BoundPort {
+	return container.BoundPort{Port: container.Port{Port: p.Port, Protocol: p.Protocol}, HostIP: p.HostIP, HostPort: p.HostPort}
+}
+
+// Ports are the container's published ports as they are now.
+func (s *sandboxes) Ports(id string) []container.BoundPort {
+	sb, ok := s.networks.Sandbox(id)
+	if !ok {
+		return nil
+	}
+	out := make([]container.BoundPort, 0, len(sb.Ports))
+	for _, p := range sb.Ports {
+		out = append(out, boundPort(p))
+	}
+	return out
 }
 
 // Detach gives up the container's sandbox.
@@ -185,37 +205,6 @@ func (s *sandboxes) endpoint(ctx context.Context, c container.Container, name st
 		return spec, err
 	}
 	return s.attach(ctx, c, name, spec)
-}
-
-// link resolves --link: names that only this container sees.
-func (s *sandboxes) link(c container.Container, spec *network.SandboxSpec) error {
-	for _, l := range c.Config.Host.LinkList() {
-		alias := l.Alias
-		other, err := s.get(l.Target)
-		if fault.Is(err, fault.NotFound) {
-			continue // removed since; the link went with it
-		} else if err != nil {
-			return err
-		}
-		if !other.State.Running {
-			return fault.New(fault.Conflict, "Cannot link to a non running container: /%s AS /%s/%s", other.Config.Name, c.Config.Name, alias)
-		}
-		var addrs []netip.Addr
-		for _, e := range other.Networks.Endpoints {
-			if e.IPv4.IsValid() {
-				addrs = append(addrs, e.IPv4.Addr())
-			}
-			if e.IPv6.IsValid() {
-				addrs = append(addrs, e.IPv6.Addr())
-			}
-		}
-		for _, n := range []string{alias, other.Config.Name, other.Config.Hostname} {
-			if n != "" {
-				spec.Links[strings.ToLower(n)] = addrs
-			}
-		}
-	}
-	return nil
 }
 
 func modeOf(c container.Config) string {

@@ -52,6 +52,7 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		ep.Config = e
 		eps[ep.NetworkName] = ep
 		c.rec.Networks.Endpoints = eps
+		c.rec.Networks.Ports = m.Networks.Ports(c.id)
 		m.networkEvents(&Container{ID: c.id, Networks: Attachment{Endpoints: map[string]Endpoint{name: ep}}}, "connect")
 		if err := m.editHosts(c, "", ownHosts(&c.rec.Config, ep)); err != nil {
 			m.log.Warn("hosts file of a connected container", "container", c.id, "error", err)
@@ -124,6 +125,9 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 	eps := maps.Clone(c.rec.Networks.Endpoints)
 	delete(eps, key)
 	c.rec.Networks.Endpoints = eps
+	if c.rec.State.Running && !c.rec.State.Restarting {
+		c.rec.Networks.Ports = m.Networks.Ports(c.id)
+	}
 	wanted := maps.Clone(c.rec.Config.Network.Endpoints)
 	for ref := range wanted {
 		if m.sameNetwork(ref, netID, name) {

@@ -62,6 +62,8 @@ type Networks interface {
 	Disconnect(ctx context.Context, id, network string) error
 	// ResolvConf is what a running container's /etc/resolv.conf should be on the networks it is on now; nil: not known.
 	ResolvConf(id string) []byte
+	// Ports are a running container's published ports as they are now: they depend on the networks it is on.
+	Ports(id string) []BoundPort
 	// ResolveNetwork finds a network by ID, name or unique ID prefix.
 	ResolveNetwork(nameOrID string) (id, name string, err error)
 }

@@ -188,7 +188,7 @@ func (m *Manager) execProcess(c *Container, cfg *ExecConfig, size [2]uint16) (*s
 		return nil, err
 	}
 	p.Args, p.Terminal = cfg.Cmd, cfg.Tty
-	p.Env = mergeEnv(processEnv(&c.Config, cfg.Tty), cfg.Env)
+	p.Env = mergeEnv(processEnv(&c.Config, cfg.Tty, c.Networks.Env), cfg.Env)
 	p.Cwd = firstNonEmpty(cfg.WorkingDir, p.Cwd)
 	if cfg.Privileged {
 		p.Capabilities = capSet(m.host.caps)

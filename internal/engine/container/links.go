@@ -1,6 +1,10 @@
 package container
 
 import (
+	"bytes"
+	"context"
+	"net/netip"
+	"os"
 	"path"
 	"slices"
 	"strings"
@@ -29,6 +33,9 @@ func (h *HostConfig) LinkList() []Link {
 
 // resolveLinks names the targets of a new container's links by ID, so that they outlive a rename.
 func (m *Manager) resolveLinks(h *HostConfig) error {
+	if !slices.Contains([]string{"", "default", "bridge", "host", "none"}, h.NetworkMode) {
+		return nil // a user's network finds them by name, whether they are there yet or not
+	}
 	h.Links = slices.Clone(h.Links)
 	for i, l := range h.LinkList() {
 		other, err := m.find(l.Target)
@@ -92,4 +99,68 @@ func (m *Manager) unlink(ref string) error {
 	}
 	links.Links = keep
 	return from.save()
+}
+
+// relink gives the containers that run and link to one that has started its address, which may be another than before:
+// the names in their hosts files are moved to it.
+func (m *Manager) relink(c *Container) {
+	mode := c.Config.Host.NetworkMode
+	if mode != "bridge" && mode != "default" && mode != "" {
+		return // on other networks a name server follows
+	}
+	id, names := c.ID, []string{c.Config.Name, c.Config.Hostname}
+	var addrs []netip.Addr
+	for _, e := range c.Networks.Endpoints {
+		for _, p := range []netip.Prefix{e.IPv4, e.IPv6} {
+			if p.IsValid() {
+				addrs = append(addrs, p.Addr())
+			}
+		}
+	}
+	for _, other := range m.List() {
+		for _, l := range other.Config.Host.LinkList() {
+			if l.Target != id || !other.State.Running {
+				continue
+			}
+			// Not under this container's lock: the other may be starting, and looking at this one.
+			m.background(func(context.Context) {
+				if err := m.renewHosts(other.ID, append(slices.Clone(names), l.Alias), addrs); err != nil {
+					m.log.Warn("hosts file of a container with a link", "container", other.ID, "to", id, "error", err)
+				}
+			})
+		}
+	}
+}
+
+// renewHosts makes a running container's hosts file have the names for the addresses, and for no others.
+func (m *Manager) renewHosts(id string, names []string, addrs []netip.Addr) error {
+	c, err := m.find(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rec.State.Running {
+		return nil
+	}
+	old, err := os.ReadFile(c.rec.HostsPath)
+	if err != nil {
+		return err
+	}
+	var b bytes.Buffer
+	for line := range strings.Lines(string(old)) {
+		if f := strings.Fields(line); len(f) == 2 && slices.Contains(names, f[1]) {
+			continue
+		}
+		b.WriteString(line)
+	}
+	slices.Sort(names)
+	for _, name := range slices.Compact(names) {
+		for _, a := range addrs {
+			if name != "" {
+				b.WriteString(a.String() + "\t" + name + "\n")
+			}
+		}
+	}
+	return overwrite(c.rec.HostsPath, b.Bytes())
 }

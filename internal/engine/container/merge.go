@@ -134,10 +134,10 @@ func parsePort(s string) (Port, error) {
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // processEnv is the environment of a container's processes.
-func processEnv(cfg *Config, tty bool) []string {
+func processEnv(cfg *Config, tty bool, links []string) []string {
 	env := []string{defaultPath, "HOSTNAME=" + cfg.Hostname}
 	if tty {
 		env = append(env, "TERM=xterm")
 	}
-	return mergeEnv(env, cfg.Env)
+	return mergeEnv(append(env, links...), cfg.Env)
 }

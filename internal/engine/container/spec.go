@@ -105,7 +105,7 @@ func (h *host) process(c *Container, user specs.User, sec security) (*specs.Proc
 		Terminal:        cfg.Tty,
 		User:            user,
 		Args:            append([]string{c.Path}, c.Args...),
-		Env:             processEnv(cfg, cfg.Tty),
+		Env:             processEnv(cfg, cfg.Tty, c.Networks.Env),
 		Cwd:             firstNonEmpty(cfg.WorkingDir, "/"),
 		Capabilities:    capSet(caps),
 		Rlimits:         h.rlimits(hc.Ulimits),

@@ -132,6 +132,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	m.log.Debug("container started", append([]any{"container", c.id}, laps.args...)...)
 	m.networkEvents(&c.rec.Container, "connect")
 	m.event(&c.rec.Container, "start")
+	m.relink(&c.rec.Container)
 	return nil
 }
 

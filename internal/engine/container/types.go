@@ -262,6 +262,7 @@ type Attachment struct {
 	Ports      []BoundPort
 	ResolvConf []byte   // content of /etc/resolv.conf; nil: the host's
 	Hosts      []string // lines of /etc/hosts for the container's own addresses
+	Env        []string // variables that tell of linked containers
 }
 
 // BoundPort is a port that is published, as it really is.
