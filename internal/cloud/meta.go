@@ -1,6 +1,10 @@
 package cloud
 
-import "time"
+import (
+	"cmp"
+	"reflect"
+	"time"
+)
 
 // DefaultProject is the tenant that everything belongs to until a request names another.
 const DefaultProject = "default"
@@ -27,12 +31,20 @@ func Kinds() []Kind {
 
 // Meta is what every stored object has. ID is 25 characters of base 36 (see NewID). Version is the revision of the
 // store at which the object was last written; the store sets it, and an update that carries an older one is refused.
+// SpecSince, which the store sets too, is the version since which the object's specification is what it is, 0 for since
+// Version: what the control loops write beside it is no reason to refuse a user's change.
 type Meta struct {
 	ID        string    `json:"id"`
 	Project   string    `json:"project"`
 	CreatedAt time.Time `json:"createdAt"`
 	UpdatedAt time.Time `json:"updatedAt"`
+	SpecSince uint64    `json:"specSince,omitempty"`
 	Version   uint64    `json:"-"`
+}
+
+// SpecReadAt reports whether who read the object at that version has seen the specification that it has now.
+func (m *Meta) SpecReadAt(version uint64) bool {
+	return version <= m.Version && version >= cmp.Or(m.SpecSince, m.Version)
 }
 
 // Object is implemented by pointers to every stored type.
@@ -42,6 +54,31 @@ type Object interface {
 	ObjectKind() Kind
 	// ObjectName is the name by which users find the object, unique within project and kind; empty if it has none.
 	ObjectName() string
+}
+
+// Specified is implemented by objects whose specification users replace while control loops write the rest.
+type Specified interface {
+	Object
+	// SameSpec reports whether o, an object of the same kind, has the same specification.
+	SameSpec(o Object) bool
+}
+
+// SameSpec implements Specified.
+func (c *Cluster) SameSpec(o Object) bool {
+	other, ok := o.(*Cluster)
+	return ok && reflect.DeepEqual(c.Spec, other.Spec)
+}
+
+// SameSpec implements Specified.
+func (n *Node) SameSpec(o Object) bool {
+	other, ok := o.(*Node)
+	return ok && reflect.DeepEqual(n.Spec, other.Spec)
+}
+
+// SameSpec implements Specified.
+func (s *Service) SameSpec(o Object) bool {
+	other, ok := o.(*Service)
+	return ok && reflect.DeepEqual(s.Spec, other.Spec)
 }
 
 // GetMeta returns m itself, for types that embed Meta.

@@ -25,6 +25,8 @@ type API struct {
 type APIConfig struct {
 	Store    state.Store
 	Election Election
+	// CaughtUp is closed when Store shows all that was committed before this manager started; nil: it does already.
+	CaughtUp <-chan struct{}
 	// Local is this manager's dispatcher, through which logs come while it leads.
 	Local LocalLogs
 	// Leader connects to the leading manager, when it is another, on behalf of Logs.
@@ -42,6 +44,9 @@ type LocalLogs interface {
 
 // NewAPI returns the control API over a store.
 func NewAPI(cfg APIConfig) *API {
+	if cfg.CaughtUp != nil {
+		cfg.Store = newSettled(cfg.Store, cfg.CaughtUp)
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -100,8 +105,20 @@ func list[T cloud.Object](a *API) (out []T) {
 	return out
 }
 
+// freshen waits, as long as that is worth it, until what any manager has written is seen here: for reads whose answer a
+// user changes and sends back, perhaps to another manager than the one asked before.
+func (a *API) freshen(ctx context.Context) {
+	if a.cfg.Election == nil || a.cfg.Election.LeaderNode() == "" {
+		return // the last known state is all there is
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_ = a.cfg.Store.Linearize(ctx)
+}
+
 // GetCluster returns the one object that describes the cluster.
-func (a *API) GetCluster(context.Context) (*cloud.Cluster, error) {
+func (a *API) GetCluster(ctx context.Context) (*cloud.Cluster, error) {
+	a.freshen(ctx)
 	all := list[*cloud.Cluster](a)
 	if len(all) == 0 {
 		return nil, fault.New(fault.Unavailable, "the cluster's state is not there yet: try again")
@@ -120,7 +137,7 @@ func (a *API) UpdateCluster(ctx context.Context, version uint64, spec cloud.Clus
 			return fault.New(fault.Unavailable, "the cluster's state is not there yet: try again")
 		}
 		c := state.Clone(all[0])
-		if c.Version != version {
+		if !c.SpecReadAt(version) {
 			return errOutOfSequence
 		}
 		// What was fixed when the cluster was made stays.
@@ -150,7 +167,8 @@ func nodeNames(n *cloud.Node) []string { return []string{n.Description.Hostname,
 func (a *API) ListNodes(context.Context) ([]*cloud.Node, error) { return list[*cloud.Node](a), nil }
 
 // GetNode finds a node.
-func (a *API) GetNode(_ context.Context, ref string) (*cloud.Node, error) {
+func (a *API) GetNode(ctx context.Context, ref string) (*cloud.Node, error) {
+	a.freshen(ctx)
 	return get(a, ref, nodeNames)
 }
 
@@ -164,7 +182,7 @@ func (a *API) UpdateNode(ctx context.Context, id string, version uint64, spec cl
 		if err != nil {
 			return err
 		}
-		if n.Version != version {
+		if !n.SpecReadAt(version) {
 			return errOutOfSequence
 		}
 		switch {

@@ -11,6 +11,8 @@ import (
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/state"
+	"github.com/sampan-cloud/sampan/internal/state/memstate"
 )
 
 func TestBadServices(t *testing.T) {
@@ -120,7 +122,7 @@ func TestServiceConflicts(t *testing.T) {
 		wantError(t, s.api.RemoveNetwork(ctx, "ingress"), fault.FailedPrecondition, "ingress network cannot be removed because service ")
 		s.eventually("it runs", s.settled("web", 1))
 		svc := s.service("web")
-		wantError(t, s.api.UpdateService(ctx, id, svc.Version-1, svc.Spec, false), fault.OutOfDate, "update out of sequence")
+		wantError(t, s.api.UpdateService(ctx, id, svc.SpecSince-1, svc.Spec, false), fault.OutOfDate, "update out of sequence")
 		wantError(t, s.api.UpdateService(ctx, id, svc.Version, cloud.ServiceSpec{}, true), fault.FailedPrecondition, "service "+id+" does not have a previous spec")
 		renamed := svc.Spec
 		renamed.Name = "web2"
@@ -414,4 +416,59 @@ func TestEvents(t *testing.T) {
 			t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 	})
+}
+
+// TestChangesBesideTheLoops: what control loops write to an object between a user's reading it and changing it does not
+// put the change out of sequence; another user's change does.
+func TestChangesBesideTheLoops(t *testing.T) {
+	store := memstate.New()
+	defer store.Close()
+	api := control.NewAPI(control.APIConfig{Store: store})
+	put := func(o cloud.Object) {
+		t.Helper()
+		if err := store.Update(t.Context(), func(tx state.WriteTx) error { return tx.Put(o) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(&cloud.Node{Meta: cloud.Meta{ID: "n"}, Spec: cloud.NodeSpec{Role: cloud.RoleWorker, Availability: cloud.AvailabilityActive}})
+	read, err := api.GetNode(t.Context(), "n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	back := state.Clone(read)
+	back.Status.State = cloud.NodeReady // the daemon of the node came back meanwhile
+	put(back)
+	spec := read.Spec
+	spec.Labels = map[string]string{"a": "b"}
+	if err := api.UpdateNode(t.Context(), "n", read.Version, spec); err != nil {
+		t.Fatalf("after a change of the status: %v", err)
+	}
+	if err := api.UpdateNode(t.Context(), "n", read.Version, spec); !fault.Is(err, fault.OutOfDate) {
+		t.Errorf("after a change of the specification: %v", err)
+	}
+}
+
+// TestReadsWaitForTheState: right after its start a manager answers when it has caught up.
+func TestReadsWaitForTheState(t *testing.T) {
+	store := memstate.New()
+	defer store.Close()
+	caughtUp := make(chan struct{})
+	api := control.NewAPI(control.APIConfig{Store: store, CaughtUp: caughtUp})
+	answered := make(chan []*cloud.Node, 1)
+	go func() {
+		nodes, _ := api.ListNodes(context.Background())
+		answered <- nodes
+	}()
+	if err := store.Update(t.Context(), func(tx state.WriteTx) error { return tx.Put(&cloud.Node{Meta: cloud.Meta{ID: "n"}}) }); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case nodes := <-answered:
+		t.Fatalf("answered %d nodes before the state was there", len(nodes))
+	default:
+	}
+	close(caughtUp)
+	if nodes := <-answered; len(nodes) != 1 {
+		t.Errorf("answered %d nodes, want 1", len(nodes))
+	}
 }

@@ -45,7 +45,7 @@ func (a *API) UpdateService(ctx context.Context, id string, version uint64, spec
 		if err != nil {
 			return err
 		}
-		if old.Version != version {
+		if !old.SpecReadAt(version) {
 			return errOutOfSequence
 		}
 		s := state.Clone(old)
@@ -91,7 +91,8 @@ func (a *API) RemoveService(ctx context.Context, ref string) error {
 }
 
 // GetService finds a service.
-func (a *API) GetService(_ context.Context, ref string) (*cloud.Service, error) {
+func (a *API) GetService(ctx context.Context, ref string) (*cloud.Service, error) {
+	a.freshen(ctx)
 	s, err := get(a, ref, ownName[*cloud.Service])
 	if err != nil {
 		return nil, err

@@ -27,7 +27,7 @@ func (n *Node) startManager(env membership.ManagerEnv) (ManagerPlane, error) {
 	leader := control.NewLeader(control.LeaderConfig{NodeID: env.NodeID, Store: env.Store, Election: env.Election, Logger: n.log})
 	rpc.RegisterDispatcherServer(env.Registrar, leader.Dispatcher())
 	links := &leaderLinks{env: env}
-	api := control.NewAPI(control.APIConfig{Store: env.Store, Election: env.Election, Local: leader.Dispatcher(), Leader: links.dispatcher,
+	api := control.NewAPI(control.APIConfig{Store: env.Store, CaughtUp: env.CaughtUp, Election: env.Election, Local: leader.Dispatcher(), Leader: links.dispatcher,
 		NewToken: identity.NewToken, Logger: n.log})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

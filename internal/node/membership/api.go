@@ -48,6 +48,8 @@ type ManagerEnv struct {
 	ClusterID string
 	Addr      string // HOST:PORT of this manager's RPC server
 	Store     state.Store
+	// CaughtUp is closed when Store shows all that was committed before this manager started.
+	CaughtUp  <-chan struct{}
 	Registrar grpc.ServiceRegistrar
 	// Election says which manager leads.
 	Election *Election

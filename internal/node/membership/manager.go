@@ -98,7 +98,7 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 	rpc.RegisterMembershipServer(mg.server, membershipService{manager: mg})
 	if hook := m.cfg.Hooks.ManagerStarted; hook != nil {
 		stop, err := hook(ManagerEnv{
-			NodeID: rec.NodeID, ClusterID: rec.ClusterID, Addr: rec.Advertise.String(), Store: store, Registrar: mg.server,
+			NodeID: rec.NodeID, ClusterID: rec.ClusterID, Addr: rec.Advertise.String(), Store: store, CaughtUp: store.CaughtUp(), Registrar: mg.server,
 			Election: &Election{mg}, Managers: pool, RemoveMember: mg.removeMember, Logger: m.logger,
 		})
 		if err != nil {

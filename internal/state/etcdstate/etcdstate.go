@@ -94,6 +94,7 @@ type Store struct {
 	reconfigure sync.Mutex // raft takes one change of membership at a time
 	lease       sharedLease
 	lead        leadership
+	caughtUp    chan struct{}
 }
 
 // sharedLease is the lease under which answered requests are remembered for now.
@@ -139,6 +140,7 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{
 		mirror: m, cfg: cfg, logger: cfg.Logger, etcd: e, server: e.Server, client: v3client.New(e.Server),
 		peers: etcdhttp.NewPeerHandler(e.GetLogger(), e.Server), lead: leadership{changed: make(chan struct{})},
+		caughtUp: make(chan struct{}),
 	}
 	s.Store = mirror.NewStore(m, s, nil)
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -151,6 +153,7 @@ func Open(cfg Config) (*Store, error) {
 	if fresh {
 		s.wg.Go(s.electSelf)
 	}
+	s.wg.Go(s.catchUp)
 	s.wg.Go(s.watchLeadership)
 	s.wg.Go(s.watchStop)
 	return s, nil

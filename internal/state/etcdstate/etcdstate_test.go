@@ -419,6 +419,46 @@ func (l *sharedLog) count(s string) int {
 	return strings.Count(l.text.String(), s)
 }
 
+// What a member shows right after its start may be old; it says when it is not any more.
+func TestCaughtUpAfterARestart(t *testing.T) {
+	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
+	sa := a.open("", false)
+	b.join(sa)
+	c.join(sa)
+	for round := range 3 {
+		// The third member is away while the others write, and then they all are, killed in the middle of it.
+		c.kill()
+		write(t, sa, fmt.Sprint("without c ", round))
+		sc := c.open("", false)
+		shows := func(s *Store, id string) {
+			t.Helper()
+			select {
+			case <-s.CaughtUp():
+			case <-time.After(30 * time.Second):
+				t.Fatal("never caught up")
+			}
+			s.View(func(tx state.Tx) {
+				if state.Get[*cloud.Task](tx, id) == nil {
+					t.Errorf("%q is not there", id)
+				}
+			})
+		}
+		shows(sc, fmt.Sprint("without c ", round))
+		last := fmt.Sprint("last of ", round)
+		write(t, sa, last)
+		for _, h := range []*host{a, b, c} {
+			h.kill()
+		}
+		for _, h := range []*host{a, b, c} {
+			h.open("", false)
+		}
+		sa = a.store
+		for _, h := range []*host{a, b, c} {
+			shows(h.store, last)
+		}
+	}
+}
+
 // A cluster that was founded a moment ago has not agreed on its version: whoever joins then waits for that.
 func TestJoiningAClusterJustFounded(t *testing.T) {
 	for i := range 5 {

@@ -27,6 +27,20 @@ func (s *Store) load() (rev int64, err error) {
 	return r.Rev, nil
 }
 
+// CaughtUp returns a channel that is closed when the mirror shows everything that was committed anywhere before Open. What
+// it shows until then is what this member has on disk, which may be older, even where it is the only member: etcd writes
+// down what it has applied now and then, and applies the rest of its log anew.
+func (s *Store) CaughtUp() <-chan struct{} { return s.caughtUp }
+
+func (s *Store) catchUp() {
+	for s.ctx.Err() == nil {
+		if s.Linearize(s.ctx) == nil {
+			close(s.caughtUp)
+			return
+		}
+	}
+}
+
 // follow feeds the mirror from one watch. When what it has not seen yet has been compacted (this member was far behind
 // and received a snapshot), it loads everything anew and goes on from there.
 func (s *Store) follow(rev int64) {

@@ -1,6 +1,7 @@
 package mirror
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -275,6 +276,13 @@ func (t *tx) Put(o cloud.Object) error {
 		meta.CreatedAt = prev.GetMeta().CreatedAt
 	}
 	meta.UpdatedAt = now
+	meta.SpecSince = 0
+	if s, ok := o.(cloud.Specified); ok {
+		// What others have read counts, not what this transaction wrote before.
+		if base := t.base.Get(kind, meta.ID); base != nil && s.SameSpec(base) {
+			meta.SpecSince = cmp.Or(base.GetMeta().SpecSince, base.GetMeta().Version)
+		}
+	}
 
 	oldName := ""
 	if prev != nil {

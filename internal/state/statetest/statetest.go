@@ -35,6 +35,7 @@ func Run(t *testing.T, open func(t *testing.T) state.Store) {
 		{"a name is taken once per project and kind", nameTakenOnce},
 		{"a name is free again after rename and removal", nameFreed},
 		{"an old version is refused", oldVersionRefused},
+		{"the version of a specification outlives changes of the rest", specSince},
 		{"removing what is not there is NotFound", removeMissing},
 		{"the error of a change comes back unchanged and nothing is written", changeError},
 		{"a transaction sees what it wrote", transactionSeesItself},
@@ -231,6 +232,52 @@ func oldVersionRefused(t *testing.T, s state.Store) {
 	must(t, s.Update(t.Context(), func(tx state.WriteTx) error { return tx.Delete(cloud.KindService, a.ID) }))
 	err = s.Update(t.Context(), func(tx state.WriteTx) error { return tx.Put(old) })
 	wantKind(t, err, fault.NotFound)
+}
+
+func specSince(t *testing.T, s state.Store) {
+	var versions []uint64
+	change := func(edits ...func(*cloud.Node)) *cloud.Node {
+		t.Helper()
+		if err := s.Update(t.Context(), func(tx state.WriteTx) error {
+			for _, edit := range edits {
+				n := &cloud.Node{Meta: cloud.Meta{ID: "n"}, Spec: cloud.NodeSpec{Labels: map[string]string{"a": "1"}}}
+				if old := state.Get[*cloud.Node](tx, "n"); old != nil {
+					n = state.Clone(old)
+				}
+				edit(n)
+				if err := tx.Put(n); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		var n *cloud.Node
+		s.View(func(tx state.Tx) { n = state.Get[*cloud.Node](tx, "n") })
+		versions = append(versions, n.Version)
+		return n
+	}
+	status := func(n *cloud.Node) { n.Status.Message += "x" }
+	label := func(n *cloud.Node) { n.Spec.Labels["a"] += "1" }
+	check := func(n *cloud.Node, want ...bool) {
+		t.Helper()
+		for i, w := range want {
+			if n.SpecReadAt(versions[i]) != w {
+				t.Errorf("at version %d, specification since %d: read at %d counts %v", n.Version, n.SpecSince, versions[i], !w)
+			}
+		}
+		if n.SpecReadAt(n.Version+1) || n.SpecReadAt(0) {
+			t.Error("a version that never was counts")
+		}
+	}
+	check(change(func(*cloud.Node) {}), true)
+	check(change(status), true, true)
+	check(change(status), true, true, true)
+	check(change(label), false, false, false, true)
+	check(change(status, status), false, false, false, true, true)
+	check(change(label, status), false, false, false, false, false, true)
+	check(change(status), false, false, false, false, false, true, true)
 }
 
 func removeMissing(t *testing.T, s state.Store) {
