@@ -105,6 +105,10 @@ func serve(args []string) error {
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
+	build, err := keeper.BuildOf("/proc/self/exe")
+	if err != nil {
+		logger.Warn("this program does not know its own build: the next daemon will replace it", "err", err)
+	}
 	again := []string{os.Args[0], "serve", "--exec-root", *execRoot}
 	if *cgroupParent != "" {
 		again = append(again, "--cgroup-parent", *cgroupParent)
@@ -120,6 +124,7 @@ func serve(args []string) error {
 		Logger:       logger,
 		HandoverFD:   *handoverFD,
 		ResumeFD:     *resumeFD,
+		Build:        build,
 		Args:         again,
 	})
 }

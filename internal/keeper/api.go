@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// ProtocolVersion is spoken by this daemon. A keeper that answers Hello with another one is upgraded in place (execve)
-// if it is older, and refused with a clear error if it is newer.
+// ProtocolVersion is spoken by this daemon. A keeper that answers Hello with a newer one is refused with a clear error;
+// one with an older one, or of another build, is upgraded in place (execve), in either direction: what a keeper leaves
+// on disk and to the program after it is read by every build of the same version.
 const ProtocolVersion = 1
 
 // Spec is a container to be created: everything is prepared (root file system mounted, namespace pinned, hosts files
@@ -132,6 +133,9 @@ type AttachOptions struct {
 	Stdin  bool   `json:"stdin,omitempty"`
 	Stdout bool   `json:"stdout,omitempty"`
 	Stderr bool   `json:"stderr,omitempty"`
+	// From is set when an attach to a keeper that is gone is taken up with the next one: which byte of each stream,
+	// numbered as streams are, is wanted next.
+	From []int64 `json:"from,omitempty"`
 }
 
 // The client is (*Client), in client.go: Ensure finds or starts the keeper of an exec root; Create, Start, Exec, Attach,

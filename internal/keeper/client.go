@@ -45,20 +45,22 @@ func LogPath(execRoot string) string { return filepath.Join(execRoot, "keeper.lo
 // wait for that as long as their context allows; only an Exec that was under way when the keeper died fails
 // (fault.Unavailable), as nobody knows how far it came.
 type Client struct {
-	cfg    Config
-	log    *slog.Logger
-	stop   context.CancelFunc
-	done   chan struct{} // closed when the connection loop has ended
-	events *eventQueue
-	held   handles
-	exits  exits
+	cfg     Config
+	log     *slog.Logger
+	stop    context.CancelFunc
+	done    chan struct{} // closed when the connection loop has ended
+	events  *eventQueue
+	held    handles
+	streams streams
+	exits   exits
 
-	mu     sync.Mutex
-	live   *session      // nil while there is no connection
-	change chan struct{} // closed and replaced when live changes
-	closed bool
-	ending bool                 // the keeper was told to end: no new one
-	seen   map[string]time.Time // exits already told, by target: a reconnection replays them
+	mu      sync.Mutex
+	live    *session      // nil while there is no connection
+	change  chan struct{} // closed and replaced when live changes
+	closed  bool
+	spawned bool                 // a keeper was started by this client
+	ending  bool                 // the keeper was told to end: no new one
+	seen    map[string]time.Time // exits already told, by target: a reconnection replays them
 }
 
 // Ensure finds the keeper of an exec root or starts one, agrees on a protocol, and returns when every container that
@@ -193,6 +195,9 @@ func (c *Client) Update(ctx context.Context, id string, r Resources) error {
 // Delete forgets a container, killing it first if it runs: nothing of it stays, neither group nor pipes nor exit
 // record. It is an error (fault.NotFound) if there is no such container.
 func (c *Client) Delete(ctx context.Context, id string) error {
+	if s, err := c.await(ctx); err == nil && s.instance != "" {
+		c.streams.settle(ctx, id, s.instance)
+	}
 	err := c.call(ctx, wire.OpDelete, wire.Target{ID: id}, nil, false)
 	if errors.Is(err, errLost) {
 		if err = c.call(ctx, wire.OpDelete, wire.Target{ID: id}, nil, true); fault.Is(err, fault.NotFound) {
@@ -241,6 +246,22 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	err := waitGone(ctx, s.pid, c.cfg.ExecRoot)
 	_ = c.Close()
 	return err
+}
+
+// Abandon is Close for a daemon that did not come to work: a keeper that it has started and that keeps nothing ends with
+// it.
+func (c *Client) Abandon(ctx context.Context) error {
+	c.mu.Lock()
+	spawned := c.spawned
+	c.mu.Unlock()
+	if spawned {
+		if err := c.Shutdown(ctx); err == nil {
+			return nil
+		} else if !fault.Is(err, fault.Conflict) {
+			c.log.Warn("the keeper that was started stays", "err", err)
+		}
+	}
+	return c.Close()
 }
 
 // Upgrade makes the keeper become another program in place, keeping its containers as children. It returns when the
@@ -376,50 +397,77 @@ func (c *Client) keepConnected(ctx context.Context, s *session) {
 	}
 }
 
-// connect dials the keeper, starting one if nobody listens, and agrees on the protocol.
+// connect dials the keeper, starting one if nobody listens, and agrees on the protocol. A keeper of another build than
+// the program that is installed becomes that one first.
 func (c *Client) connect(ctx context.Context) (*session, error) {
-	upgraded := false
+	asked := false
 	for {
 		conn, err := dial(ctx, c.cfg.ExecRoot)
 		if err != nil {
 			if !nobodyListens(err) {
 				return nil, err
 			}
-			err := spawn(ctx, c.cfg, c.log, &c.held)
+			err := spawn(ctx, c.cfg, c.log, &c.held, c.streams.targets())
 			c.cfg.Failpoints = ""
 			if err != nil {
 				return nil, err
 			}
+			c.mu.Lock()
+			c.spawned = true
+			c.mu.Unlock()
 			if conn, err = dial(ctx, c.cfg.ExecRoot); err != nil {
 				return nil, err
 			}
 		}
-		s, version, err := hello(ctx, conn)
+		s, is, err := hello(ctx, conn)
 		if err != nil {
 			_ = conn.Close()
 			return nil, err
 		}
+		same := is.Version == ProtocolVersion
 		switch {
-		case version == ProtocolVersion:
+		case is.Version > ProtocolVersion:
+			_ = conn.Close()
+			return nil, newerKeeper(is.Version)
+		case same && (asked || !c.otherBuild(is.Build)):
 			return s, nil
-		case version > ProtocolVersion || upgraded:
+		case asked:
 			_ = conn.Close()
-			if upgraded {
-				return nil, fault.New(fault.FailedPrecondition, "the keeper program at %s still speaks protocol %d after its upgrade; %d is needed: install the sampan-keeper of this release", c.cfg.Binary, version, ProtocolVersion)
+			return nil, fault.New(fault.FailedPrecondition, "the keeper program at %s still speaks protocol %d after its upgrade; %d is needed: install the sampan-keeper of this release", c.cfg.Binary, is.Version, ProtocolVersion)
+		}
+		asked = true
+		c.log.Info("upgrading the keeper in place", "pid", is.PID, "fromProtocol", is.Version, "toProtocol", ProtocolVersion)
+		if err := c.replaceProgram(ctx, s); err != nil {
+			if !same || ctx.Err() != nil {
+				return nil, err
 			}
-			return nil, newerKeeper(version)
+			// What runs is understood: better an old keeper than none.
+			c.log.Warn("the keeper stays the program it is", "err", err)
 		}
-		binary, err := c.cfg.binary()
-		if err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-		c.log.Info("upgrading the keeper in place", "from", version, "to", ProtocolVersion)
-		if err := s.upgradeBeforeServe(ctx, binary); err != nil {
-			return nil, err
-		}
-		upgraded = true
 	}
+}
+
+// otherBuild tells that the keeper's program is not the one that is installed. If that cannot be found out, it is not.
+func (c *Client) otherBuild(running string) bool {
+	binary, err := c.cfg.binary()
+	if err != nil {
+		return false
+	}
+	installed, err := BuildOf(binary)
+	return err == nil && installed != running
+}
+
+// replaceProgram makes the keeper at the other end of a session that nobody serves yet become the installed program.
+func (c *Client) replaceProgram(ctx context.Context, s *session) error {
+	defer s.conn.Close()
+	binary, err := c.cfg.binary()
+	if err == nil {
+		err = checkProgram(ctx, binary)
+	}
+	if err != nil {
+		return err
+	}
+	return s.upgradeBeforeServe(ctx, binary)
 }
 
 func dial(ctx context.Context, execRoot string) (*wire.Conn, error) {

@@ -14,8 +14,9 @@ import (
 
 // session is one connection: requests under way, by ID.
 type session struct {
-	conn *wire.Conn
-	pid  int
+	conn     *wire.Conn
+	pid      int
+	instance string
 
 	mu      sync.Mutex
 	next    uint64
@@ -27,12 +28,13 @@ type session struct {
 var errNotSent = errors.New("the request was not sent")
 
 // hello opens a session. It does not read pushed messages: serve does.
-func hello(ctx context.Context, conn *wire.Conn) (*session, int, error) {
+func hello(ctx context.Context, conn *wire.Conn) (*session, wire.HelloReply, error) {
+	var r wire.HelloReply
 	stop := context.AfterFunc(ctx, func() { _ = conn.Unix.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	body, _ := json.Marshal(wire.Hello{Version: ProtocolVersion, Events: true})
 	if err := conn.Send(wire.Message{ID: 1, Op: wire.OpHello, Body: body}); err != nil {
-		return nil, 0, fmt.Errorf("greeting the keeper: %w", err)
+		return nil, r, fmt.Errorf("greeting the keeper: %w", err)
 	}
 	m, fds, err := conn.Recv()
 	wire.CloseFDs(fds)
@@ -40,16 +42,15 @@ func hello(ctx context.Context, conn *wire.Conn) (*session, int, error) {
 		if ctx.Err() != nil {
 			err = fmt.Errorf("the keeper does not answer: %w", ctx.Err())
 		}
-		return nil, 0, fault.New(fault.Unavailable, "greeting the keeper: %w", err)
+		return nil, r, fault.New(fault.Unavailable, "greeting the keeper: %w", err)
 	}
-	var r wire.HelloReply
 	if m.Err != nil {
-		return nil, 0, m.Err.Fault()
+		return nil, r, m.Err.Fault()
 	}
 	if err := json.Unmarshal(m.Body, &r); err != nil || m.ID != 1 {
-		return nil, 0, fault.New(fault.FailedPrecondition, "what answers at the keeper's socket is not a keeper")
+		return nil, r, fault.New(fault.FailedPrecondition, "what answers at the keeper's socket is not a keeper")
 	}
-	return &session{conn: conn, pid: r.PID, next: 1, waiting: map[uint64]chan wire.Message{}}, r.Version, nil
+	return &session{conn: conn, pid: r.PID, instance: r.Instance, next: 1, waiting: map[uint64]chan wire.Message{}}, r, nil
 }
 
 // serve reads until the connection breaks.

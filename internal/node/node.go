@@ -46,6 +46,7 @@ type Node struct {
 
 	metricsListener net.Listener // of --metrics-addr, nil without it
 
+	ready   bool           // it came to work
 	closers []func() error // in order of start; run backwards
 }
 
@@ -86,6 +87,11 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error)
 	if err != nil {
 		return nil, err
 	}
+	claim, err := network.TakeClaim(cfg.DataRoot)
+	if err != nil {
+		return nil, err
+	}
+	n.onClose(claim.Close)
 	n.host = newHostInfo(cfg, id)
 	if err := n.openStores(ctx); err != nil {
 		return nil, err
@@ -102,6 +108,7 @@ func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error)
 	if err := n.listenMetrics(); err != nil {
 		return nil, err
 	}
+	n.ready = true
 	log.Info("sampand is ready", "version", cfg.Version, "host", n.host.base.Name, "listens", cfg.Hosts, "after", time.Since(began).Round(time.Millisecond))
 	return n, nil
 }
@@ -121,7 +128,14 @@ func (n *Node) openStores(ctx context.Context) error {
 	wg.Go(func() { n.volumes, errs[2] = volume.Open(filepath.Join(n.cfg.DataRoot, "volumes")) })
 	wg.Wait()
 	if n.keeper != nil {
-		n.onClose(n.keeper.Close)
+		n.onClose(func() error {
+			if n.ready {
+				return n.keeper.Close()
+			}
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+			defer cancel()
+			return n.keeper.Abandon(end)
+		})
 	}
 	if n.images != nil {
 		n.onClose(n.images.Close)

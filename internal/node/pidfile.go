@@ -17,17 +17,26 @@ func lockPidFile(path string) (release func(), err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, err
 	}
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		text, _ := os.ReadFile(path)
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("pidfile %s: sampand already runs as process %s: stop it, or give this one its own --pidfile, --data-root, --exec-root and --host", path, strings.TrimSpace(string(text)))
+	var f *os.File
+	for f == nil {
+		if f, err = os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644); err != nil {
+			return nil, err
 		}
-		return nil, fmt.Errorf("pidfile %s: %w", path, err)
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+			text, _ := os.ReadFile(path)
+			_ = f.Close()
+			if errors.Is(err, unix.EWOULDBLOCK) {
+				return nil, fmt.Errorf("pidfile %s: sampand already runs as process %s: stop it, or give this one its own --pidfile, --data-root, --exec-root and --host", path, strings.TrimSpace(string(text)))
+			}
+			return nil, fmt.Errorf("pidfile %s: %w", path, err)
+		}
+		// A daemon that was ending may have removed it between the two.
+		if is, err := f.Stat(); err == nil {
+			if named, err := os.Stat(path); err != nil || !os.SameFile(is, named) {
+				_ = f.Close()
+				f = nil
+			}
+		}
 	}
 	if err := f.Truncate(0); err != nil {
 		return nil, err

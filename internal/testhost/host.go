@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -44,23 +45,24 @@ func (h *Host) CgroupParent() string { return "/" + h.lab.Name + "-" + h.Name }
 // LogPath is the file with what the daemon printed.
 func (h *Host) LogPath() string { return filepath.Join(h.Dir, "sampand.log") }
 
-// Start runs the daemon, with a host name and network namespace of its own, and returns when its API answers.
-func (h *Host) Start(ctx context.Context) error {
-	if err := h.Launch(); err != nil {
+// Start runs the daemon, with a host name and network namespace of its own, and returns when its API answers. further
+// are flags for this once.
+func (h *Host) Start(ctx context.Context, further ...string) error {
+	if err := h.Launch(further...); err != nil {
 		return err
 	}
 	return h.WaitReady(ctx)
 }
 
-// Launch runs the daemon and does not wait for its API.
-func (h *Host) Launch() error {
+// Launch runs the daemon, with further flags for this once, and does not wait for its API.
+func (h *Host) Launch(further ...string) error {
 	log, err := os.OpenFile(h.LogPath(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	daemon := append([]string{h.program, "--data-root", h.DataRoot(), "--exec-root", h.ExecRoot(), "-H", h.DockerHost(),
-		"--pidfile", filepath.Join(h.Dir, "sampand.pid"), "--cgroup-parent", h.CgroupParent()}, h.args...)
+		"--pidfile", filepath.Join(h.Dir, "sampand.pid"), "--cgroup-parent", h.CgroupParent()}, slices.Concat(h.args, further)...)
 	args := append([]string{"--net=" + h.NetNS, "unshare", "--uts", "sh", "-c", `hostname "$0"; exec "$@"`, h.Name}, daemon...)
 	cmd := exec.Command("nsenter", args...)
 	cmd.Stdout, cmd.Stderr = log, log

@@ -76,6 +76,19 @@ func processesIn(path string) []int {
 	return pids
 }
 
+// ProcessesWith lists the processes that have text on their command line.
+func ProcessesWith(text string) []int {
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	var pids []int
+	for _, path := range lines {
+		line, err := os.ReadFile(path)
+		if pid, perr := strconv.Atoi(filepath.Base(filepath.Dir(path))); err == nil && perr == nil && pid != os.Getpid() && strings.Contains(string(line), text) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
 // PSS is the memory of the processes in bytes, shared pages counted in proportion (smaps_rollup).
 func PSS(pids []int) int64 {
 	var sum int64

@@ -20,6 +20,14 @@ func newBridge(to *slog.Logger) *log.Entry {
 	return logrus.NewEntry(l)
 }
 
+// BridgeLibraries sends what libraries say that were given no logger (they use logrus' standard one) to another logger,
+// one level down too. It is for a program's start: it changes the whole process.
+func BridgeLibraries(to *slog.Logger) {
+	logrus.SetOutput(io.Discard)
+	logrus.SetLevel(logrus.InfoLevel)
+	logrus.AddHook(bridge{to})
+}
+
 // Levels are those of interest.
 func (bridge) Levels() []logrus.Level { return logrus.AllLevels }
 

@@ -16,38 +16,47 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
 )
 
-// handed are descriptors of processes that were given to this keeper at its start.
-type handed map[wire.Target]map[string]int
+// handed is what was given to this keeper at its start: descriptors of processes, and how many are attached to each.
+type handed struct {
+	fds      map[wire.Target]map[string]int
+	attached map[wire.Target]int
+}
+
+func newHanded() handed {
+	return handed{fds: map[wire.Target]map[string]int{}, attached: map[wire.Target]int{}}
+}
 
 // take returns a descriptor, -1 if it was not given.
 func (h handed) take(t wire.Target, name string) int {
-	fd, ok := h[t][name]
+	fd, ok := h.fds[t][name]
 	if !ok {
 		return -1
 	}
-	delete(h[t], name)
+	delete(h.fds[t], name)
 	return fd
 }
 
 func (h handed) add(hd wire.Handle, fds []int) {
-	if h[hd.Target] == nil {
-		h[hd.Target] = map[string]int{}
+	set := h.fds[hd.Target]
+	if set == nil {
+		set = map[string]int{}
+		h.fds[hd.Target] = set
 	}
 	for i, name := range hd.Names {
-		if old, dup := h[hd.Target][name]; dup {
+		if old, dup := set[name]; dup {
 			_ = unix.Close(old)
 		}
-		h[hd.Target][name] = fds[i]
+		set[name] = fds[i]
 	}
 }
 
 func (h handed) closeRest() {
-	for _, set := range h {
+	for _, set := range h.fds {
 		for _, fd := range set {
 			_ = unix.Close(fd)
 		}
 	}
-	clear(h)
+	clear(h.fds)
 }
 
 // receiveHandover reads what the daemon holds.
@@ -60,6 +69,15 @@ func receiveHandover(c *wire.Conn, into handed) error {
 		switch m.Op {
 		case wire.HandoverDone:
 			wire.CloseFDs(fds)
+			var told wire.Handover
+			if len(m.Body) > 0 {
+				if err := json.Unmarshal(m.Body, &told); err != nil {
+					return fault.New(fault.InvalidArgument, "handover: malformed message")
+				}
+			}
+			for _, t := range told.Attached {
+				into.attached[t]++
+			}
 			return nil
 		case wire.PushHold:
 			var hd wire.Handle
@@ -130,7 +148,7 @@ func (s *Server) adoptContainer(id string, given handed) error {
 		return os.RemoveAll(dir)
 	}
 	c := &container{lc: lc, execs: map[string]*proc{}}
-	c.proc = &proc{dir: dir, log: s.log.With("container", id), fan: newFanout(false), gone: make(chan struct{}), rec: rec}
+	c.proc = s.newProc(dir, rec)
 	if lc != nil && rec.Status.State != keeper.Exited {
 		if st, err := lc.Status(); err == nil {
 			c.rec.Status.Paused = st == libcontainer.Paused
@@ -149,11 +167,12 @@ func (s *Server) adoptContainer(id string, given handed) error {
 	}
 	for _, d := range execs {
 		edir := filepath.Join(dir, "exec", d.Name())
-		p := &proc{dir: edir, log: s.log.With("container", id, "exec", d.Name()), fan: newFanout(true), gone: make(chan struct{})}
-		if err := readJSON(filepath.Join(edir, recordName), &p.rec); err != nil {
+		var rec record
+		if err := readJSON(filepath.Join(edir, recordName), &rec); err != nil {
 			_ = os.RemoveAll(edir) // it was being started
 			continue
 		}
+		p := s.newProc(edir, rec)
 		c.execs[p.rec.ExecID] = p
 		s.resumeProc(c, p, given)
 	}
@@ -163,7 +182,11 @@ func (s *Server) adoptContainer(id string, given handed) error {
 // resumeProc goes on with a process where the keeper before stopped.
 func (s *Server) resumeProc(c *container, p *proc, given handed) {
 	t := p.target()
+	p.fan.adopt(given.attached[t])
 	if p.rec.Status.State == keeper.Exited { // told and drained
+		for _, stream := range []int{1, 2} {
+			p.fan.begin(stream, p.spooled(stream))
+		}
 		p.fan.end()
 		close(p.gone)
 		if p.rec.ExecID != "" {
@@ -176,14 +199,17 @@ func (s *Server) resumeProc(c *container, p *proc, given handed) {
 	} else if st, err := readStat(p.rec.Status.PID); err == nil && st.ticks == p.rec.Ticks {
 		p.pidfd, _ = openPIDFD(p.rec.Status.PID)
 	}
-	var pty, stdin *os.File
+	var pty, stdin, relay *os.File
 	if fd := given.take(t, wire.HandlePTY); fd >= 0 {
 		pty, _ = polledFile(fd, "pty")
 	}
 	if fd := given.take(t, wire.HandleStdin); fd >= 0 {
 		stdin, _ = polledFile(fd, "stdin")
 	}
-	if err := p.openIO(pty, stdin); err != nil {
+	if fd := given.take(t, wire.HandleRelay); fd >= 0 {
+		relay, _ = polledFile(fd, "relay")
+	}
+	if err := p.openIO(pty, stdin, relay); err != nil {
 		p.log.Error("cannot go on with a process' streams", "err", err)
 	}
 	p.run()

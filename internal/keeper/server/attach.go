@@ -22,20 +22,27 @@ func (s *Server) attach(conn *wire.Conn, m wire.Message) {
 		s.respond(conn, m.ID, nil, err)
 		return
 	}
-	sub := p.fan.add(opts.Stdout, opts.Stderr)
+	sub, from, err := p.fan.add(opts.Stdout, opts.Stderr, opts.From, p.replay)
+	if err != nil {
+		s.respond(conn, m.ID, nil, err)
+		return
+	}
 	defer p.fan.remove(sub)
-	s.respond(conn, m.ID, nil, nil)
+	written, sure := p.inputPosition()
+	s.respond(conn, m.ID, wire.AttachReply{Instance: s.program.instance, From: from[:], Input: written, InputUnsure: !sure}, nil)
 	_ = conn.Unix.SetWriteDeadline(time.Time{}) // from here on the queue's bound holds
 	go func() {
 		defer conn.Close()
-		sendOutput(conn, sub)
+		if sendOutput(conn, sub) && p.rec.ExecID != "" {
+			p.dropSpools()
+		}
 	}()
 	s.takeInput(conn, p, opts.Stdin)
 	sub.end("the client has gone")
 }
 
-// sendOutput writes what is queued until the end.
-func sendOutput(conn *wire.Conn, sub *subscriber) {
+// sendOutput writes what is queued until the end; it reports whether the client has got everything.
+func sendOutput(conn *wire.Conn, sub *subscriber) (all bool) {
 	var buf []byte
 	for {
 		list, over, reason := sub.next()
@@ -49,7 +56,7 @@ func sendOutput(conn *wire.Conn, sub *subscriber) {
 			buf = wire.AppendStreamFrame(buf, wire.FrameError, []byte(reason))
 		}
 		if _, err := conn.Unix.Write(buf); err != nil || over {
-			return
+			return err == nil && reason == ""
 		}
 	}
 }
@@ -70,9 +77,7 @@ func (s *Server) takeInput(conn *wire.Conn, p *proc, stdin bool) {
 		switch {
 		case !stdin:
 		case kind == wire.FrameStdin:
-			if w := p.input(); w != nil {
-				_, _ = w.Write(data) // a process that closed its input takes no more; that is its right
-			}
+			p.writeInput(data)
 		case kind == wire.FrameClose:
 			s.endInput(p)
 		}

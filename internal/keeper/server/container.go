@@ -69,14 +69,11 @@ func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
 		return keeper.Status{}, err
 	}
 	u.Add(func() error { return os.RemoveAll(dir) })
-	p := &proc{
-		dir: dir, log: s.log.With("container", spec.ID), fan: newFanout(false), gone: make(chan struct{}),
-		rec: record{
-			ID: spec.ID, Making: true, Terminal: spec.Terminal, OpenStdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
-			Log: spec.Log, SharedPIDs: !config.Namespaces.IsPrivate(configs.NEWPID),
-			Status: keeper.Status{ID: spec.ID, State: keeper.Created},
-		},
-	}
+	p := s.newProc(dir, record{
+		ID: spec.ID, Making: true, Terminal: spec.Terminal, OpenStdin: spec.OpenStdin, StdinOnce: spec.StdinOnce,
+		Log: spec.Log, SharedPIDs: !config.Namespaces.IsPrivate(configs.NEWPID),
+		Status: keeper.Status{ID: spec.ID, State: keeper.Created},
+	})
 	lc, err := libcontainer.Create(s.stateRoot(), spec.ID, config)
 	if err != nil {
 		return keeper.Status{}, fmt.Errorf("creating container %s: %w", spec.ID, err)
@@ -166,7 +163,7 @@ func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontain
 			return err
 		}
 	}
-	if err := p.openIO(pty, nil); err != nil {
+	if err := p.openIO(pty, nil, nil); err != nil {
 		return err
 	}
 	u.Add(func() error { p.closeIO(); return nil })
@@ -260,13 +257,10 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 		return keeper.Status{}, err
 	}
 	u.Add(func() error { return os.RemoveAll(dir) })
-	p := &proc{
-		dir: dir, log: s.log.With("container", req.Container, "exec", req.ExecID), fan: newFanout(true), gone: make(chan struct{}),
-		rec: record{
-			ID: req.Container, ExecID: req.ExecID, Terminal: req.Terminal, OpenStdin: req.OpenStdin, StdinOnce: true,
-			Status: keeper.Status{ID: req.Container, ExecID: req.ExecID, State: keeper.Running, StartedAt: time.Now().UTC()},
-		},
-	}
+	p := s.newProc(dir, record{
+		ID: req.Container, ExecID: req.ExecID, Terminal: req.Terminal, OpenStdin: req.OpenStdin, StdinOnce: true,
+		Status: keeper.Status{ID: req.Container, ExecID: req.ExecID, State: keeper.Running, StartedAt: time.Now().UTC()},
+	})
 	lc, err := c.runtime()
 	if err != nil {
 		return keeper.Status{}, err
@@ -318,6 +312,7 @@ func (s *Server) ended(c *container, p *proc) {
 	if err := p.change(func(r *record) { r.Final = &final }); err != nil {
 		p.log.Error("cannot write an exit record", "err", err)
 	}
+	reap(st.PID, p.rec.Ticks)
 	_ = failpoint.Hit("keeper.exit.before-drain")
 	s.finish(c, p, final)
 }
@@ -337,7 +332,7 @@ func (s *Server) finish(c *container, p *proc, final keeper.Status) {
 		_ = p.pidfd.Close()
 	}
 	close(p.gone)
-	s.pushDrop(p.target(), wire.HandlePIDFD, wire.HandlePTY, wire.HandleStdin, wire.HandleStdout, wire.HandleStderr)
+	s.pushDrop(p.target(), wire.HandlePIDFD, wire.HandlePTY, wire.HandleStdin, wire.HandleStdout, wire.HandleStderr, wire.HandleRelay)
 	s.pushEvent(keeper.Event{Type: keeper.EventExit, Status: final})
 	if p.rec.ExecID != "" {
 		time.AfterFunc(execMemory, func() {

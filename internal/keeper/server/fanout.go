@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -27,20 +28,74 @@ type fanout struct {
 
 	mu          sync.Mutex
 	clients     map[*subscriber]struct{}
+	sent        [3]int64 // how far each stream has come
 	keepBacklog bool
 	backlog     []chunk
 	backlogSize int
 	ended       bool
+	// unread: an exec taken over from another keeper, whose first client perhaps never came.
+	unread bool
+	// returning is how many who were attached to the keeper before are to come back; returned is closed when they have.
+	returning int
+	returned  chan struct{}
 }
 
 func newFanout(keepBacklog bool) *fanout {
 	return &fanout{clients: map[*subscriber]struct{}{}, keepBacklog: keepBacklog, stall: stallLimit}
 }
 
+// begin says how far a stream has come before the first send.
+func (f *fanout) begin(stream int, at int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sent[stream] = at
+}
+
+// adopt says that there was a keeper before, of whose clients so many come back.
+func (f *fanout) adopt(clients int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.unread, f.keepBacklog = f.keepBacklog, false
+	if f.returning = clients; clients > 0 {
+		f.returned = make(chan struct{})
+	}
+}
+
+// awaitReturn waits for those who are to come back, as long as for one who takes nothing.
+func (f *fanout) awaitReturn() {
+	f.mu.Lock()
+	returned := f.returned
+	f.mu.Unlock()
+	if returned == nil {
+		return
+	}
+	bound := time.NewTimer(f.stall)
+	defer bound.Stop()
+	select {
+	case <-returned:
+	case <-bound.C:
+	}
+}
+
+// attached is how many clients there are, those that are to come back included.
+func (f *fanout) attached() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.clients) + f.returning
+}
+
+// mayAskAgain tells whether somebody may want to have what was sent a second time.
+func (f *fanout) mayAskAgain() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.clients) > 0 || f.keepBacklog
+}
+
 // send gives data to everyone attached. A client whose queue is full is waited for; one that takes nothing for the
 // stall limit is dropped.
 func (f *fanout) send(stream int, data []byte) {
 	f.mu.Lock()
+	f.sent[stream] += int64(len(data))
 	if len(f.clients) == 0 && !f.keepBacklog {
 		f.mu.Unlock()
 		return
@@ -62,21 +117,55 @@ func (f *fanout) send(stream int, data []byte) {
 	}
 }
 
-// add attaches a client. The first one gets the backlog.
-func (f *fanout) add(stdout, stderr bool) *subscriber {
-	s := &subscriber{want: [3]bool{wire.FrameStdout: stdout, wire.FrameStderr: stderr}, changed: make(chan struct{})}
+// add attaches a client and says at which place of each stream it begins: where the streams are now, or with the backlog
+// for the first one. One that was attached to the keeper before names the places that it has come to: what it lacks is
+// read again by replay.
+func (f *fanout) add(stdout, stderr bool, places []int64, replay func(stream int, from, to int64) ([]byte, error)) (s *subscriber, from [3]int64, err error) {
+	s = &subscriber{want: [3]bool{wire.FrameStdout: stdout, wire.FrameStderr: stderr}, changed: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, c := range f.backlog {
-		s.put(c, 0)
+	from = f.sent
+	again := len(places) == len(from)
+	if again && f.returning > 0 {
+		if f.returning--; f.returning == 0 {
+			defer close(f.returned)
+		}
 	}
-	f.keepBacklog, f.backlog, f.backlogSize = false, nil, 0
+	if again || f.unread {
+		for stream := range from {
+			if !s.want[stream] {
+				continue
+			}
+			var place int64
+			if again {
+				place = places[stream]
+			}
+			missed, err := replay(stream, place, f.sent[stream])
+			if err != nil && again {
+				return nil, from, err
+			}
+			if err == nil && len(missed) > 0 {
+				// In pieces as they come from a pump: the queue's bound is on what is taken at a time.
+				for piece := range slices.Chunk(missed, bufferSize) {
+					s.queue = append(s.queue, chunk{wire.FrameKind(stream), piece})
+				}
+				s.size += len(missed)
+				from[stream] = place
+			}
+		}
+	}
+	for _, c := range f.backlog {
+		if s.put(c, 0) {
+			from[c.stream] -= int64(len(c.data))
+		}
+	}
+	f.unread, f.keepBacklog, f.backlog, f.backlogSize = false, false, nil, 0
 	if f.ended {
 		s.end("")
 	} else {
 		f.clients[s] = struct{}{}
 	}
-	return s
+	return s, from, nil
 }
 
 func (f *fanout) remove(s *subscriber) {

@@ -20,10 +20,15 @@ func drainTo(s *subscriber) (text, reason string) {
 	}
 }
 
+func attached(f *fanout, stdout, stderr bool) *subscriber {
+	s, _, _ := f.add(stdout, stderr, nil, nil)
+	return s
+}
+
 func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFanout(false)
-		lazy, eager := f.add(true, true), f.add(true, true)
+		lazy, eager := attached(f, true, true), attached(f, true, true)
 		got := make(chan string)
 		go func() {
 			text, _ := drainTo(eager)
@@ -46,7 +51,7 @@ func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 func TestSlowClientLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFanout(false)
-		s := f.add(true, false)
+		s := attached(f, true, false)
 		go func() {
 			for range 100 {
 				f.send(1, make([]byte, 64<<10))
@@ -66,8 +71,8 @@ func TestBacklogIsForTheFirst(t *testing.T) {
 	f := newFanout(true)
 	f.send(1, []byte("before"))
 	f.send(1, make([]byte, backlogLimit)) // does not fit: not kept
-	first := f.add(true, true)
-	second := f.add(true, true)
+	first := attached(f, true, true)
+	second := attached(f, true, true)
 	f.send(1, []byte(" after"))
 	f.end()
 	if text, _ := drainTo(first); text != "before after" {
@@ -76,7 +81,7 @@ func TestBacklogIsForTheFirst(t *testing.T) {
 	if text, _ := drainTo(second); text != " after" {
 		t.Errorf("second: %q", text)
 	}
-	if text, reason := drainTo(f.add(true, true)); text != "" || reason != "" {
+	if text, reason := drainTo(attached(f, true, true)); text != "" || reason != "" {
 		t.Errorf("after the end: %q %q", text, reason)
 	}
 }

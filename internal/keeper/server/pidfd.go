@@ -35,21 +35,10 @@ func awaitExit(pidfd *os.File) error {
 	})
 }
 
-// exitCode returns the exit code of a process that has exited: that of a child, whom it thereby reaps; else what the
-// kernel still knows. known is false when nobody knows any more.
+// exitCode returns the exit code of a process that has exited. It does not reap it: until the code is on disk, the
+// kernel keeps it for the keeper that follows if this one dies. known is false when nobody knows any more.
 func exitCode(pid int, ticks uint64, pidfd *os.File) (code int, known bool) {
-	var ws unix.WaitStatus
-	for {
-		got, err := unix.Wait4(pid, &ws, 0, nil)
-		if err == unix.EINTR {
-			continue
-		}
-		if err == nil && got == pid {
-			return codeOf(ws), true
-		}
-		break
-	}
-	// Not our child: it was adopted from a keeper that died. Its new parent has not reaped it yet…
+	// A child, or one adopted from a keeper that died whose new parent has not reaped it yet…
 	if st, err := readStat(pid); err == nil && st.ticks == ticks && st.state == 'Z' {
 		return codeOf(unix.WaitStatus(st.exitCode)), true
 	}
@@ -58,7 +47,24 @@ func exitCode(pid int, ticks uint64, pidfd *os.File) (code int, known bool) {
 	if err := unix.IoctlPidfdInfo(fdOf(pidfd), &info); err == nil && info.Mask&unix.PIDFD_INFO_EXIT != 0 {
 		return codeOf(unix.WaitStatus(info.Exit_code)), true
 	}
+	// A child all the same, where /proc does not show it.
+	var ws unix.WaitStatus
+	if got, err := unix.Wait4(pid, &ws, unix.WNOHANG, nil); err == nil && got == pid {
+		return codeOf(ws), true
+	}
 	return -1, false
+}
+
+// reap takes an exited child off the kernel's hands; of somebody else's, or another that has got its ID, it does nothing.
+func reap(pid int, ticks uint64) {
+	if st, err := readStat(pid); err != nil || st.ticks != ticks || st.state != 'Z' {
+		return
+	}
+	for {
+		if _, err := unix.Wait4(pid, nil, unix.WNOHANG, nil); err != unix.EINTR {
+			return
+		}
+	}
 }
 
 func codeOf(ws unix.WaitStatus) int {

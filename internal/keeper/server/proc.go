@@ -20,8 +20,9 @@ const drainLimit = 2 * time.Second
 
 // proc is a process that the keeper looks after: a container's first one, or an exec.
 type proc struct {
-	dir string // its folder under io
-	log *slog.Logger
+	dir    string // its folder under io
+	log    *slog.Logger
+	taking *sync.RWMutex // the server's: see pump
 
 	pidfd *os.File
 	io    processIO
@@ -34,10 +35,20 @@ type proc struct {
 	rec record
 }
 
+// newProc returns a process as its record says, without streams yet.
+func (s *Server) newProc(dir string, rec record) *proc {
+	log := s.log.With("container", rec.ID)
+	if rec.ExecID != "" {
+		log = log.With("exec", rec.ExecID)
+	}
+	return &proc{dir: dir, log: log, taking: &s.program.taking, fan: newFanout(rec.ExecID != ""), gone: make(chan struct{}), rec: rec}
+}
+
 // processIO is our side of a process' streams.
 type processIO struct {
 	pty   *os.File // a terminal's master, nil without one
 	stdin *os.File // writing end of the pipe; nil for a terminal, without stdin, or once closed
+	input *input   // what was written to stdin or pty; nil where nothing can be
 	log   *logFile // nil: none is kept
 	pumps []*pump
 }
@@ -59,8 +70,9 @@ func (p *proc) change(f func(*record)) error {
 	return writeJSON(filepath.Join(p.dir, recordName), p.rec)
 }
 
-// openIO opens our side of the streams. pty is given for a terminal; stdin where another holds it already.
-func (p *proc) openIO(pty, stdin *os.File) (err error) {
+// openIO opens our side of the streams. pty is given for a terminal; stdin and a terminal's relay where another holds
+// them already.
+func (p *proc) openIO(pty, stdin, relay *os.File) (err error) {
 	defer func() {
 		if err != nil {
 			p.closeIO()
@@ -69,20 +81,30 @@ func (p *proc) openIO(pty, stdin *os.File) (err error) {
 	if p.io.log, err = newLog(p.rec.Log, filepath.Join(p.dir, "journal"), p.log); err != nil {
 		return err
 	}
+	if p.rec.OpenStdin {
+		if p.io.input, err = openInput(filepath.Join(p.dir, "input"), p.taking); err != nil {
+			return err
+		}
+	}
 	if p.rec.Terminal {
 		p.io.pty = pty
 		if pty == nil {
 			return nil // lost with the keeper and the daemon that held it
 		}
-		pump, err := newPump(p.dir, int(wire.FrameStdout), pty, p.io.log, p.fan)
+		pump, err := p.newPump(int(wire.FrameStdout), pty)
 		if err != nil {
 			return err
+		}
+		if pump.relay = relay; relay == nil {
+			if pump.relay, err = newRelay(); err != nil {
+				return err
+			}
 		}
 		p.io.pumps = append(p.io.pumps, pump)
 		return nil
 	}
 	for _, stream := range []wire.FrameKind{wire.FrameStdout, wire.FrameStderr} {
-		pump, err := newPump(p.dir, int(stream), nil, p.io.log, p.fan)
+		pump, err := p.newPump(int(stream), nil)
 		if err != nil {
 			return err
 		}
@@ -101,8 +123,9 @@ func (p *proc) openIO(pty, stdin *os.File) (err error) {
 // closeIO closes what openIO opened, when the pumps do not run.
 func (p *proc) closeIO() {
 	for _, pump := range p.io.pumps {
-		if pump.spool != nil {
-			_ = pump.spool.f.Close()
+		_ = pump.spool.f.Close()
+		if pump.relay != nil {
+			_ = pump.relay.Close()
 		}
 		if !pump.tty {
 			_ = pump.src.Close()
@@ -124,6 +147,9 @@ func (p *proc) closeStreams() {
 			_ = (*f).Close()
 			*f = nil
 		}
+	}
+	if p.io.input != nil {
+		p.io.input.close()
 	}
 }
 
@@ -174,6 +200,7 @@ func (p *proc) handles() (names []string, fds []int) {
 	add(wire.HandlePTY, p.io.pty)
 	add(wire.HandleStdin, p.io.stdin)
 	for _, pump := range p.io.pumps {
+		add(wire.HandleRelay, pump.relay)
 		if !pump.tty {
 			add(streamNames[pump.stream], pump.src)
 		}
@@ -181,14 +208,25 @@ func (p *proc) handles() (names []string, fds []int) {
 	return names, fds
 }
 
-// input returns where to write for the process' standard input.
-func (p *proc) input() *os.File {
+// writeInput writes to the process' standard input. A process that closed its input takes no more; that is its right.
+func (p *proc) writeInput(data []byte) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
+	f, in := p.io.stdin, p.io.input
 	if p.rec.Terminal {
-		return p.io.pty
+		f = p.io.pty
 	}
-	return p.io.stdin
+	p.mu.Unlock()
+	if f != nil && in != nil {
+		in.write(f, data)
+	}
+}
+
+// inputPosition is how much was written to the process' standard input.
+func (p *proc) inputPosition() (done int64, sure bool) {
+	p.mu.Lock()
+	in := p.io.input
+	p.mu.Unlock()
+	return in.position()
 }
 
 // signal sends a signal to the process.

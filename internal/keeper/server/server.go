@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +49,8 @@ type Config struct {
 	HandoverFD int
 	// ResumeFD is the file by which the program that ran in this process before left what it had, -1 without one.
 	ResumeFD int
+	// Build tells this program from others (keeper.BuildOf).
+	Build string
 	// Args are the program's own arguments, for the one that replaces it; those about descriptors left out.
 	Args []string
 }
@@ -62,15 +65,24 @@ type Server struct {
 	oom   oomWatcher
 	end   context.CancelFunc
 
-	// replacing is held for writing while the program is replaced: nothing is being made or ended then.
-	replacing sync.RWMutex
-	starts    starts
+	program program
+	starts  starts
 
 	mu         sync.Mutex
 	listener   *net.UnixListener
 	containers map[string]*container    // nil while one is being made
 	making     map[string]chan struct{} // those; closed when it is there, or has failed
 	watchers   map[*wire.Conn]bool      // daemons to be told: true once the greeting was answered
+	daemon     *wire.Conn               // the newest of them: what an older one had left to be made is not made any more
+}
+
+// program is about this run of the program and the one that may replace it in this process.
+type program struct {
+	instance string // tells it from others
+	// replacing is held for writing while the program is replaced: nothing is being made or ended then.
+	replacing sync.RWMutex
+	// taking is held for reading while something is only in this program's memory, for writing while it is replaced.
+	taking sync.RWMutex
 }
 
 // Run is a keeper's whole life: it adopts what runs, answers the daemon, and returns when it was told to end.
@@ -78,7 +90,7 @@ func Run(ctx context.Context, cfg Config) error {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	s := &Server{
-		cfg: cfg, log: cfg.Logger, root: filepath.Join(cfg.ExecRoot, "keeper"), names: cfg.Names, end: end,
+		cfg: cfg, log: cfg.Logger, root: filepath.Join(cfg.ExecRoot, "keeper"), names: cfg.Names, end: end, program: program{instance: rand.Text()},
 		containers: map[string]*container{}, making: map[string]chan struct{}{}, watchers: map[*wire.Conn]bool{},
 	}
 	var handover *wire.Conn
@@ -117,6 +129,8 @@ func Run(ctx context.Context, cfg Config) error {
 	s.log.Info("ending")
 	if s.mayEnd() == nil {
 		_ = os.Remove(keeper.SocketPath(s.cfg.ExecRoot))
+		s.starts.mu.Lock() // until no child is left in the group
+		defer s.starts.mu.Unlock()
 		s.leaveOwnCgroup()
 	}
 	if s.names != nil {
@@ -132,7 +146,7 @@ func (s *Server) prepare(ctx context.Context, handover *wire.Conn) error {
 			return err
 		}
 	}
-	given := handed{}
+	given := newHanded()
 	var resumed *resumeState
 	if s.cfg.ResumeFD >= 0 {
 		var err error
@@ -266,9 +280,24 @@ func (s *Server) answer(conn *wire.Conn, m wire.Message) {
 		s.respond(conn, m.ID, nil, s.upgrade(m.Body))
 		return
 	}
-	s.replacing.RLock()
-	defer s.replacing.RUnlock()
-	out, err := s.try(m.Op, m.Body)
+	s.program.replacing.RLock()
+	defer s.program.replacing.RUnlock()
+	var out any
+	err := s.notReplaced(conn, m.Op)
+	if err == nil {
+		out, err = s.try(m.Op, m.Body)
+	}
+	if made, ok := out.(keeper.Status); ok && err == nil && m.Op == wire.OpCreate {
+		// The other daemon may have come while it was being made.
+		if err = s.notReplaced(conn, m.Op); err != nil {
+			s.log.Info("taking down a container that was made for a daemon that is gone", "container", made.ID)
+			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+			defer cancel()
+			if derr := s.delete(ctx, made.ID); derr != nil && !fault.Is(derr, fault.NotFound) {
+				s.log.Error("cannot take it down", "container", made.ID, "err", derr)
+			}
+		}
+	}
 	if err != nil {
 		s.log.Debug("request failed", "op", m.Op, "err", err)
 	}
@@ -276,6 +305,20 @@ func (s *Server) answer(conn *wire.Conn, m wire.Message) {
 	if m.Op == wire.OpShutdown && err == nil {
 		s.end()
 	}
+}
+
+// notReplaced refuses what would make something for a daemon that another one has followed: that one has looked at what
+// there is already, and would never hear of it.
+func (s *Server) notReplaced(conn *wire.Conn, op string) error {
+	if op != wire.OpCreate && op != wire.OpExec {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.daemon != nil && s.daemon != conn {
+		return fault.New(fault.Unavailable, "another daemon has taken the keeper over")
+	}
+	return nil
 }
 
 // try is do, but a panic costs its request only: every container's life hangs on this process.
@@ -359,10 +402,10 @@ func (s *Server) hello(conn *wire.Conn, body json.RawMessage) (any, error) {
 	}
 	if h.Events && h.Version == keeper.ProtocolVersion {
 		s.mu.Lock()
-		s.watchers[conn] = false
+		s.watchers[conn], s.daemon = false, conn
 		s.mu.Unlock()
 	}
-	return wire.HelloReply{Version: keeper.ProtocolVersion, PID: os.Getpid()}, nil
+	return wire.HelloReply{Version: keeper.ProtocolVersion, PID: os.Getpid(), Build: s.cfg.Build, Instance: s.program.instance}, nil
 }
 
 // catchUp sends a daemon that has connected the descriptors of all that runs and the exits of all that does not, and

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
@@ -97,76 +98,44 @@ func fdOf(f *os.File) int {
 	return fd
 }
 
-// spool is the file between a pipe and the log: what was taken out of the pipe, at its place in the stream. Its size is
-// how much was taken. What the log has is punched out.
-type spool struct {
-	f       *os.File
-	size    int64
-	punched int64
-}
-
-func openSpool(path string) (*spool, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	fi, err := f.Stat()
-	if err != nil {
-		_ = f.Close()
-		return nil, err
-	}
-	return &spool{f: f, size: fi.Size()}, nil
-}
-
-// release gives back the room of everything before done.
-func (s *spool) release(done int64) {
-	const step = 256 << 10
-	end := done &^ 4095
-	if end-s.punched < step {
-		return
-	}
-	if err := unix.Fallocate(int(s.f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, s.punched, end-s.punched); err == nil {
-		s.punched = end
-	}
-}
-
 // pump moves one stream of a process into its log and to those attached, until its end.
 type pump struct {
 	stream int
 	src    *os.File
 	tty    bool
-	spool  *spool   // nil: there is no log
-	log    *logFile // nil with it
+	relay  *os.File // a terminal's: a pipe on the way into the spool, as a terminal cannot be spliced into a file
+	spool  *spool
+	log    *logFile // nil: none is kept
 	fan    *fanout
 	done   chan struct{}
+	// taking is held for reading while what was read is only in memory; held for writing by one that replaces the program.
+	taking *sync.RWMutex
 }
 
-// newPump opens what a pump needs. dir has the FIFO, unless src is given.
-func newPump(dir string, stream int, src *os.File, log *logFile, fan *fanout) (*pump, error) {
-	p := &pump{stream: stream, src: src, tty: src != nil, log: log, fan: fan, done: make(chan struct{})}
-	name := streamNames[stream]
+// newPump opens what the pump of a stream needs; src is the terminal's master, nil for a pipe.
+func (p *proc) newPump(stream int, src *os.File) (*pump, error) {
+	pump := &pump{stream: stream, src: src, tty: src != nil, log: p.io.log, fan: p.fan, taking: p.taking, done: make(chan struct{})}
+	var err error
 	if src == nil {
-		var err error
-		if p.src, err = openPolled(fifoPath(dir, name), unix.O_RDONLY); err != nil {
+		if pump.src, err = openPolled(fifoPath(p.dir, streamNames[stream]), unix.O_RDONLY); err != nil {
 			return nil, err
 		}
 	}
-	if log != nil {
-		var err error
-		if p.spool, err = openSpool(fifoPath(dir, name+".spool")); err != nil {
-			if !p.tty {
-				_ = p.src.Close()
-			}
-			return nil, err
+	if pump.spool, err = openSpool(spoolPath(p.dir, stream)); err != nil {
+		if !pump.tty {
+			_ = pump.src.Close()
 		}
+		return nil, err
 	}
-	return p, nil
+	p.fan.begin(stream, pump.spool.size)
+	return pump, nil
 }
 
 // run moves until the last writer has gone, or stop.
 func (p *pump) run() {
 	defer close(p.done)
 	p.catchUp()
+	p.fan.awaitReturn()
 	for {
 		if err := p.step(); err != nil {
 			break
@@ -174,7 +143,10 @@ func (p *pump) run() {
 	}
 	if p.log != nil {
 		p.log.finish(p.stream)
-		_ = p.spool.f.Close()
+	}
+	_ = p.spool.f.Close()
+	if p.relay != nil {
+		_ = p.relay.Close()
 	}
 	if !p.tty {
 		_ = p.src.Close()
@@ -201,15 +173,15 @@ func (p *pump) catchUp() {
 	}
 }
 
-// step waits for data and moves it.
+// step waits for data and moves it. It goes from the source into the spool without ever being in this program's memory
+// only, which dies with it.
 func (p *pump) step() error {
-	if p.spool == nil || p.tty {
-		return p.stepRead()
-	}
 	n, err := p.splice()
 	switch {
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EINVAL), errors.Is(err, unix.EDQUOT):
 		return p.stepRead() // without the spool's safety
+	case errors.Is(err, unix.EIO) && p.tty: // the last process with the terminal open has gone
+		return io.EOF
 	case err != nil:
 		return err
 	case n == 0:
@@ -226,26 +198,55 @@ func (p *pump) step() error {
 }
 
 func (p *pump) deliver(data []byte) {
+	done := p.spool.size
 	if p.log != nil {
 		p.log.write(p.stream, data)
-		p.spool.release(p.log.done(p.stream))
+		done = p.log.done(p.stream)
 	}
 	p.fan.send(p.stream, data)
+	if p.fan.mayAskAgain() {
+		done = min(done, p.spool.size-keptForClients)
+	}
+	p.spool.release(done)
 }
 
-// splice moves what is in the pipe to the end of the spool.
+// splice moves what is there to the end of the spool; a terminal's output by way of its relay.
 func (p *pump) splice() (n int, err error) {
+	out := int(p.spool.f.Fd())
+	if !p.tty {
+		return p.waitSplice(out, &p.spool.size)
+	}
+	relay := fdOf(p.relay)
+	if left, err := unix.IoctlGetInt(relay, unix.TIOCINQ); err != nil || left == 0 {
+		if n, err := p.waitSplice(relay, nil); err != nil || n == 0 {
+			return 0, err
+		}
+	}
+	end := p.spool.size
+	for {
+		n, err := unix.Splice(relay, nil, out, &end, bufferSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+		if err != unix.EINTR {
+			return int(n), err
+		}
+	}
+}
+
+// waitSplice waits for the source and splices once into out, at the place at.
+func (p *pump) waitSplice(out int, at *int64) (n int, err error) {
 	raw, err := p.src.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	out, end := int(p.spool.f.Fd()), p.spool.size
 	var serr error
 	err = p.waitRead(raw.Read, func(fd uintptr) bool {
 		for {
 			var moved int64
-			off := end
-			moved, serr = unix.Splice(int(fd), nil, out, &off, bufferSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
+			var off *int64
+			if at != nil {
+				v := *at
+				off = &v
+			}
+			moved, serr = unix.Splice(int(fd), nil, out, off, bufferSize, unix.SPLICE_F_NONBLOCK|unix.SPLICE_F_MOVE)
 			n = int(moved)
 			if serr != unix.EINTR {
 				return serr != unix.EAGAIN
@@ -261,7 +262,17 @@ func (p *pump) splice() (n int, err error) {
 	return n, nil
 }
 
-// stepRead is step by way of memory: for terminals, and where there is no log.
+// newRelay makes a pipe that is open at both ends by one descriptor, so that one is all there is to hold.
+func newRelay() (*os.File, error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, os.NewSyscallError("pipe2", err)
+	}
+	defer wire.CloseFDs(fds[:])
+	return openPolled("/proc/self/fd/"+strconv.Itoa(fds[0]), unix.O_RDWR)
+}
+
+// stepRead is step by way of memory, where the spool has no room.
 func (p *pump) stepRead() error {
 	raw, err := p.src.SyscallConn()
 	if err != nil {
@@ -271,9 +282,19 @@ func (p *pump) stepRead() error {
 	got := 0
 	var rerr error
 	try := func(fd uintptr) bool {
+		if p.relay != nil { // what is in there comes first
+			if left, err := unix.IoctlGetInt(fdOf(p.relay), unix.TIOCINQ); err == nil && left > 0 {
+				fd = uintptr(fdOf(p.relay))
+			}
+		}
+		p.taking.RLock()
+		defer p.taking.RUnlock()
 		for {
 			got, rerr = unix.Read(int(fd), buf[:])
 			if rerr != unix.EINTR {
+				if got > 0 {
+					p.spool.add(buf[:got])
+				}
 				return rerr != unix.EAGAIN
 			}
 		}
@@ -303,11 +324,6 @@ func (p *pump) stepRead() error {
 		return rerr
 	case got <= 0:
 		return io.EOF
-	}
-	if p.spool != nil {
-		if n, err := p.spool.f.WriteAt(buf[:got], p.spool.size); err == nil {
-			p.spool.size += int64(n)
-		}
 	}
 	p.deliver(buf[:got])
 	return nil

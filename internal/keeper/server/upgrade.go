@@ -26,7 +26,8 @@ type resumeState struct {
 
 type resumeProcess struct {
 	wire.Handle
-	FDs []int `json:"fds"`
+	FDs      []int `json:"fds"`
+	Attached int   `json:"attached,omitempty"`
 }
 
 // upgrade replaces the running program by another one, in this process: the containers stay its children, and what they
@@ -39,8 +40,8 @@ func (s *Server) upgrade(body json.RawMessage) error {
 	if err := unix.Access(req.Binary, unix.X_OK); err != nil {
 		return fault.New(fault.InvalidArgument, "cannot upgrade to %q: %w", req.Binary, err)
 	}
-	s.replacing.Lock()
-	defer s.replacing.Unlock()
+	s.program.replacing.Lock()
+	defer s.program.replacing.Unlock()
 	var inherit []int
 	defer func() { wire.CloseFDs(inherit) }()
 	keep := func(fd int) (int, error) {
@@ -64,7 +65,7 @@ func (s *Server) upgrade(body json.RawMessage) error {
 	}
 	for _, p := range s.all() {
 		names, fds := p.handles()
-		rp := resumeProcess{Handle: wire.Handle{Target: p.target(), Names: names}}
+		rp := resumeProcess{Handle: wire.Handle{Target: p.target(), Names: names}, Attached: p.fan.attached()}
 		for _, fd := range fds {
 			dup, err := keep(fd)
 			if err != nil {
@@ -87,6 +88,8 @@ func (s *Server) upgrade(body json.RawMessage) error {
 		return fmt.Errorf("leaving the state: %w", err)
 	}
 	s.log.Info("replacing the program", "binary", req.Binary)
+	s.program.taking.Lock()
+	defer s.program.taking.Unlock()
 	args := append(slices.Clone(s.cfg.Args), "--resume-fd", strconv.Itoa(fd))
 	err = syscall.Exec(req.Binary, args, os.Environ())
 	return fault.New(fault.FailedPrecondition, "cannot run %s: %w", req.Binary, err)
@@ -110,6 +113,7 @@ func readResume(fd int, into handed) (*resumeState, error) {
 		for _, fd := range p.FDs {
 			unix.CloseOnExec(fd)
 		}
+		into.attached[p.Target] = p.Attached
 		if len(p.FDs) == len(p.Names) {
 			into.add(p.Handle, p.FDs)
 		}

@@ -6,7 +6,7 @@ const (
 	OpCreate   = "create"   // Spec → Status
 	OpStart    = "start"    // Target → Status
 	OpExec     = "exec"     // Process → Status
-	OpAttach   = "attach"   // AttachOptions → nothing; the connection then carries frames
+	OpAttach   = "attach"   // AttachOptions → AttachReply; the connection then carries frames
 	OpSignal   = "signal"   // Signal → nothing
 	OpResize   = "resize"   // Resize → nothing
 	OpPause    = "pause"    // Target → nothing
@@ -23,8 +23,8 @@ const (
 	PushHold  = "hold"  // Handle, with its descriptors: the daemon keeps them for a keeper that dies
 	PushDrop  = "drop"  // Handle: the daemon closes them
 
-	// On the socket that a new keeper inherits, from the daemon: any number of PushHold, then HandoverDone; and back
-	// HandoverReady, or an error.
+	// On the socket that a new keeper inherits, from the daemon: any number of PushHold, then HandoverDone with a Handover;
+	// and back HandoverReady, or an error.
 	HandoverDone  = "done"
 	HandoverReady = "ready"
 )
@@ -37,8 +37,28 @@ type Hello struct {
 
 // HelloReply answers it.
 type HelloReply struct {
-	Version int `json:"version"`
-	PID     int `json:"pid"`
+	Version int    `json:"version"`
+	PID     int    `json:"pid"`
+	Build   string `json:"build,omitempty"` // keeper.BuildOf the running program; empty: not known
+	// Instance tells one run of the program from another, also of those in one process.
+	Instance string `json:"instance,omitempty"`
+}
+
+// AttachReply answers an attach. A keeper that sends none cannot take up an attach to the keeper before it.
+type AttachReply struct {
+	Instance string `json:"instance"`
+	// From is at which byte of each stream, numbered as streams are, the output begins.
+	From []int64 `json:"from"`
+	// Input is how many bytes were written to the process' standard input, by all who were ever attached.
+	Input int64 `json:"input,omitempty"`
+	// InputUnsure: the keeper before this one was killed in the middle of a write; perhaps there are more.
+	InputUnsure bool `json:"inputUnsure,omitempty"`
+}
+
+// Handover is what a daemon tells a new keeper beside what it holds.
+type Handover struct {
+	// Attached are those who were attached to the keeper before and come back, one entry for each.
+	Attached []Target `json:"attached,omitempty"`
 }
 
 // Target names a container or one of its execs.
@@ -79,5 +99,6 @@ const (
 	HandleStdin  = "stdin"  // the writing end
 	HandleStdout = "stdout" // the reading end: keeps what is in the pipe if the process goes while no keeper is there
 	HandleStderr = "stderr"
+	HandleRelay  = "relay" // what was taken from a terminal and is not in the spool yet
 	HandleStart  = "start" // the reading end by which a created container is let run, while it is
 )

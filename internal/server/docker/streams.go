@@ -120,6 +120,9 @@ func (p *pump) run(conn *hijacked) (detached bool) {
 	}()
 	if err := copyOutput(conn, p.stream, !p.raw); err != nil {
 		p.logger.Debug("stream ended", "err", err)
+		if kind := fault.KindOf(err); kind == fault.Unavailable || kind == fault.Exhausted {
+			p.tellWhy(conn, err)
+		}
 	}
 	conn.finish(read)
 	select {
@@ -127,6 +130,15 @@ func (p *pump) run(conn *hijacked) (detached bool) {
 	default:
 	}
 	return detached
+}
+
+// tellWhy tells the client why there is no more output although the process goes on.
+func (p *pump) tellWhy(conn *hijacked, why error) {
+	if p.tty {
+		_, _ = io.WriteString(conn, "\r\n"+why.Error()+"\r\n")
+		return
+	}
+	_ = frameWriter{conn}.frame(systemError, "", []byte(why.Error()))
 }
 
 func isTimeout(err error) bool {

@@ -128,6 +128,8 @@ func run(verb string, args []string) error {
 		return w.Flush()
 	case "tick": // a numbered line every 10 ms until SIGTERM, then its number again and exit code 7
 		return tick()
+	case "signal-others": // SIGTERM to every process of the container but the first and this one
+		return signalOthers()
 	case "serve":
 		return serve(args)
 	case "fail-after": // serve for a while, then exit 1
