@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/net/http/httpproxy"
 
+	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/node"
 )
 
@@ -42,7 +43,6 @@ func main() {
 func command() *cobra.Command {
 	cfg := node.DefaultConfig()
 	cfg.Version, cfg.Commit = version, commit
-	cfg.Network.LinkEnv = os.Getenv("DOCKER_KEEP_DEPRECATED_LEGACY_LINKS_ENV_VARS") == "1" // dockerd's name for it
 	var file string
 	var pools, options []string
 	cmd := &cobra.Command{
@@ -127,6 +127,7 @@ func run(cfg node.Config) error {
 		return err
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	image.BridgeLibraries(log)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n, err := node.New(ctx, cfg, log)

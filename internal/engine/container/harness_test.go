@@ -182,6 +182,10 @@ func (b *bed) close() {
 			}
 		}
 	}
+	if logs, _ := filepath.Glob(b.dir + "/*/keeper.log"); b.t.Failed() && len(logs) > 0 {
+		text, _ := os.ReadFile(logs[0])
+		b.t.Logf("the keeper's log:\n%s", text)
+	}
 	if err := os.RemoveAll(b.dir); err != nil {
 		b.t.Error(err)
 	}
@@ -501,8 +505,6 @@ func (n *nsNetworks) Connect(_ context.Context, _, network string, e EndpointCon
 }
 
 func (n *nsNetworks) ResolvConf(string) []byte { return nil }
-
-func (n *nsNetworks) Ports(string) []BoundPort { return nil }
 
 func (n *nsNetworks) Disconnect(context.Context, string, string) error { return nil }
 
