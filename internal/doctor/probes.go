@@ -189,6 +189,10 @@ var networkFeatures = []struct {
 	{"bridge", "bridge", "bridge networks", "use a kernel with CONFIG_BRIDGE", true},
 	{"vxlan", "vxlan", "networks across hosts", "use a kernel with CONFIG_VXLAN; networks of one host work without it", true},
 	{"nftables", "nf_tables", "NAT, published ports, virtual IPs", "use a kernel with CONFIG_NF_TABLES and its NAT and inet families", true},
+	{"macvlan", "macvlan", "macvlan networks", "load the module macvlan, if containers are to be on the physical network", false},
+	{"ipvlan", "ipvlan", "ipvlan networks (macvlan or bridge ones do)", "load the module ipvlan, if networks of that driver are wanted", false},
+	{"vlan", "8021q", "macvlan networks on VLANs that are made for them (those that are there do)", "load the module 8021q, if parents such as eth0.10 are wanted", false},
+	{"nft socket", "nft_socket", "untracked TCP on networks across hosts: it is tracked, which costs some of their speed", "load the module nft_socket (CONFIG_NFT_SOCKET)", false},
 }
 
 func (h *Host) network() []Finding {
@@ -211,6 +215,9 @@ func (h *Host) network() []Finding {
 			finding.Status, finding.Needed, finding.Found, finding.Advice = Note, false, "not to be seen, not tried", "run it with sudo to try"
 		case failure != nil:
 			finding.Status, finding.Found, finding.Advice = Missing, "fails: "+failure.Error(), f.advice
+			if !f.needed {
+				finding.Status = Note
+			}
 			finding.Instead = "no " + f.use
 		}
 		out = append(out, finding)

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,21 @@ func tryFeature(name string) error {
 		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
 	case "vxlan":
 		return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: 4097, Port: 4789})
+	case "macvlan":
+		return onParent(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
+	case "ipvlan":
+		return onParent(&netlink.IPVlan{LinkAttrs: attrs, Mode: netlink.IPVLAN_MODE_L2})
+	case "vlan":
+		return onParent(&netlink.Vlan{LinkAttrs: attrs, VlanId: 2, VlanProtocol: netlink.VLAN_PROTOCOL_8021Q})
+	case "nft socket":
+		c, err := nftables.New()
+		if err != nil {
+			return err
+		}
+		table := c.AddTable(&nftables.Table{Name: "try-socket", Family: nftables.TableFamilyINet})
+		chain := c.AddChain(&nftables.Chain{Name: "raw", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw})
+		c.AddRule(&nftables.Rule{Table: table, Chain: chain, Exprs: []expr.Any{&expr.Socket{Key: expr.SocketKeyWildcard, Register: unix.NFT_REG_1}}})
+		return c.Flush()
 	case "nftables":
 		c, err := nftables.New()
 		if err != nil {
@@ -58,6 +74,21 @@ func tryFeature(name string) error {
 		return c.Flush()
 	}
 	return fmt.Errorf("unknown feature %q", name)
+}
+
+// onParent makes an interface on top of another, which is made for it.
+func onParent(l netlink.Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "under-" + l.Type()
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "peer-" + l.Type()}); err != nil {
+		return fmt.Errorf("make a parent: %w", err)
+	}
+	parent, err := netlink.LinkByName(attrs.Name)
+	if err != nil {
+		return err
+	}
+	l.Attrs().ParentIndex = parent.Attrs().Index
+	return netlink.LinkAdd(l)
 }
 
 var families = map[nftables.TableFamily]string{nftables.TableFamilyINet: "inet", nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6"}

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/sys/netns"
 	"github.com/sampan-cloud/sampan/internal/sys/nft"
 )
@@ -46,14 +47,15 @@ func (t *Table) Direct(interfaces []string) error {
 	if _, err := t.learn(conn); err != nil {
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
-	if t.state == tableOther {
-		return nil // Set makes it anew
+	if t.state == tableOther || t.plain {
+		t.direct = interfaces
+		return nil // Set makes it anew, or has made it, without
 	}
 	had := t.direct
 	if had == nil && t.state == tableGood {
 		elements, err := conn.Elements(table, overlays())
 		if err != nil {
-			t.direct = interfaces // made without, as the kernel has no such expression
+			t.direct, t.plain = interfaces, true // made without, as the kernel has no such expression
 			return nil
 		}
 		had = []string{}
@@ -63,6 +65,9 @@ func (t *Table) Direct(interfaces []string) error {
 	}
 	err = conn.Do(func(tx *nft.Tx) error {
 		if t.state == tableNone {
+			if err := failpoint.Hit("network/lb.direct.socket"); err != nil { // as a kernel without the expression
+				return err
+			}
 			tx.Add(table, base())
 			tx.Add(table, untracked())
 		}
@@ -75,6 +80,8 @@ func (t *Table) Direct(interfaces []string) error {
 		t.state = tableGood
 	case t.state != tableNone:
 		return fmt.Errorf("interfaces on overlays of %s: %w", t.path, err)
+	default:
+		t.plain = true
 	}
 	t.direct = interfaces
 	return nil

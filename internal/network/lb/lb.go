@@ -48,6 +48,7 @@ type Table struct {
 	state tableState
 	// direct are the interfaces given to Direct; nil: to be read.
 	direct []string
+	plain  bool // the table has no set of such interfaces
 }
 
 // tableState says what has to come before the first change.
@@ -224,6 +225,7 @@ func (t *Table) change(conn *nft.Conn, want map[netip.Addr]*VIP) (losses, error)
 				tx.Add(table, base())
 			case tableOther:
 				tx.Replace(table, base())
+				t.plain = true
 			}
 			for _, addr := range part {
 				next[addr] = t.changeOne(tx, addr, want[addr], &lost)
@@ -481,6 +483,6 @@ func (t *Table) Remove() error {
 	if err := nft.Open(ns.FD()).Do(func(tx *nft.Tx) error { tx.Delete(table); return nil }); err != nil {
 		return fmt.Errorf("virtual IPs of %s: %w", t.path, err)
 	}
-	t.known, t.direct = nil, nil
+	t.known, t.direct, t.plain = nil, nil, false
 	return nil
 }

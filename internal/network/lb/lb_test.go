@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/network/lb"
 	"github.com/sampan-cloud/sampan/internal/network/nettest"
 	"github.com/sampan-cloud/sampan/internal/network/overlay"
@@ -283,5 +284,44 @@ func TestDirectIsNotTracked(t *testing.T) {
 	caller.Spread("tcp", "10.10.0.3:80", 1)
 	if n := tracked("10.10.0.3"); n != 1 {
 		t.Errorf("%d connections are tracked once the interface is no overlay's", n)
+	}
+}
+
+// TestDirectWithoutSockets: on a kernel that cannot tell connections by their sockets, all of them are tracked, and virtual
+// IPs and members answer as on any other; also after a restart.
+func TestDirectWithoutSockets(t *testing.T) {
+	boxes := street(t)
+	caller := boxes[0]
+	disable := failpoint.Enable("network/lb.direct.socket", failpoint.Fail)
+	for _, b := range boxes {
+		must(t, lb.Open(b.Path(), b.Name).Direct([]string{"eth0"}))
+	}
+	table := lb.Open(caller.Path(), caller.Name)
+	must(t, table.Direct([]string{"eth0"}))
+	must(t, table.Set(vip("10.10.0.2", "10.10.0.3", "10.10.0.1")))
+	disable()
+	again := lb.Open(caller.Path(), caller.Name) // finds the table of before, which has no such rules
+	for _, table := range []*lb.Table{table, again} {
+		must(t, table.Direct([]string{"eth0", "eth1"}))
+		must(t, table.Set(vip("10.10.0.2", "10.10.0.3", "10.10.0.1")))
+		if got := caller.Spread("tcp", "10.10.0.100:80", 30); !even(got, 3, 10) {
+			t.Errorf("30 connections to a virtual IP: %v", got)
+		}
+		if got := caller.Spread("tcp", "10.10.0.2:80", 5); got["box2"] != 5 {
+			t.Errorf("five connections to box2 itself: %v", got)
+		}
+	}
+	n := 0
+	must(t, caller.NS.Do(func() error {
+		flows, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		for _, f := range flows {
+			if f.Forward.DstIP.String() == "10.10.0.2" && f.Forward.Protocol == unix.IPPROTO_TCP {
+				n++
+			}
+		}
+		return err
+	}))
+	if n != 10 {
+		t.Errorf("%d of ten connections to a member itself are tracked", n)
 	}
 }
