@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httputil"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -30,7 +29,8 @@ type program struct {
 	socket    string
 	transport *http.Transport
 	end       context.CancelFunc // takes its connection to the daemon away: it ends
-	done      chan struct{}      // closed when it has ended and what it left is gone
+	exited    chan struct{}      // closed when the process has ended
+	done      chan struct{}      // closed when what it left is gone too
 
 	mu     sync.Mutex
 	users  int
@@ -63,6 +63,7 @@ func (s *Service) start() (_ *program, err error) {
 	if err != nil {
 		return nil, err
 	}
+	s.sweep()
 	if err := failpoint.Hit("build.start"); err != nil {
 		return nil, err
 	}
@@ -71,7 +72,7 @@ func (s *Service) start() (_ *program, err error) {
 			return nil, fmt.Errorf("folder of the builder: %w", err)
 		}
 	}
-	p := &program{s: s, socket: filepath.Join(s.cfg.ExecRoot, "api.sock"), done: make(chan struct{})}
+	p := &program{s: s, socket: filepath.Join(s.cfg.ExecRoot, "api.sock"), exited: make(chan struct{}), done: make(chan struct{})}
 	p.transport = &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", p.socket)
@@ -93,7 +94,7 @@ func (s *Service) start() (_ *program, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("socketpair: %w", err)
 	}
-	logPath := filepath.Join(s.cfg.ExecRoot, "builder.log")
+	logPath := LogPath(s.cfg.ExecRoot)
 	logFile, err := os.OpenFile(logPath, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		_ = conn.Close()
@@ -150,13 +151,14 @@ func (s *Service) args() []string {
 // watch waits for the program's end, however it comes, and takes away what it has left.
 func (p *program) watch(served <-chan struct{}, logPath string) {
 	err := p.cmd.Wait()
+	close(p.exited)
 	p.end()
 	<-served // every step is down
 	p.mu.Lock()
 	asked := p.ending
 	p.ending = true
 	if !asked {
-		p.why = "it ended by itself: " + endOf(err) + logTail(logPath)
+		p.why = endOf(err) + logTail(logPath, err)
 	}
 	why := p.why
 	p.mu.Unlock()
@@ -177,27 +179,45 @@ func (p *program) watch(served <-chan struct{}, logPath string) {
 
 func endOf(err error) string {
 	if err == nil {
-		return "without an error"
+		return "it ended by itself"
 	}
-	return err.Error()
+	return "it ended with " + err.Error()
 }
 
-// logTail returns the end of the builder's log, for an error message.
-func logTail(path string) string {
+// LogPath returns the path of the log file of a builder with that folder for what need not survive a reboot. It is of the
+// builder that was started last.
+func LogPath(execRoot string) string { return filepath.Join(filepath.Dir(execRoot), "builder.log") }
+
+// maxLastWords is how much of a builder's log is looked at for the reason of its end: a panic with its stacks.
+const maxLastWords = 64 << 10
+
+// logTail returns what the builder said last, for an error message. One that was killed had no last words.
+func logTail(path string, end error) string {
+	var exit *exec.ExitError
+	if errors.As(end, &exit) && !exit.Exited() {
+		return ""
+	}
 	f, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err == nil && st.Size() > 1024 {
-		_, _ = f.Seek(-1024, io.SeekEnd)
+	if st, err := f.Stat(); err == nil && st.Size() > maxLastWords {
+		_, _ = f.Seek(-maxLastWords, io.SeekEnd)
 	}
 	text, err := io.ReadAll(f)
 	if err != nil || len(text) == 0 {
 		return ""
 	}
 	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-	return "; its log ends with: " + lines[len(lines)-1]
+	last := lines[len(lines)-1]
+	for _, l := range lines {
+		if strings.HasPrefix(l, "panic:") || strings.HasPrefix(l, "fatal error:") {
+			last = l
+			break
+		}
+	}
+	return ", saying: " + last
 }
 
 // use counts one more user; false: the program is ending.
@@ -234,39 +254,4 @@ func (p *program) leave() {
 		}
 	})
 	p.idle = timer
-}
-
-// broken says why a request to the builder failed.
-func (p *program) broken(err error) error {
-	if errors.Is(err, context.Canceled) {
-		return err
-	}
-	select {
-	case <-p.done:
-	case <-time.After(2 * time.Second): // it is about to be known, or it is not the program's end
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.why != "" {
-		return fault.New(fault.Unavailable, "the builder is gone: %s: try again, the next build starts a new one", p.why)
-	}
-	return fault.New(fault.Unavailable, "the builder does not answer: %w: try again", err)
-}
-
-// forward hands a request on and the answer back.
-func (p *program) forward(w http.ResponseWriter, r *http.Request) error {
-	var failed error
-	proxy := &httputil.ReverseProxy{
-		Rewrite: func(pr *httputil.ProxyRequest) {
-			pr.Out.URL.Scheme, pr.Out.URL.Host = "http", "builder"
-		},
-		Transport:     p.transport,
-		FlushInterval: -1, // output of a build is shown as it comes
-		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
-	}
-	proxy.ServeHTTP(w, r)
-	if failed != nil {
-		return p.broken(failed)
-	}
-	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -91,24 +92,31 @@ func (s *Service) Close() error {
 	return nil
 }
 
-// sweep takes away the mounts that a builder which was killed has left. None runs.
+// sweep takes away what a builder which was killed has left below its folder for such things. None runs. Files are
+// deleted only once nothing is mounted there any more: what a mount shows is somebody's layer.
 func (s *Service) sweep() {
 	if _, err := os.Stat(s.cfg.ExecRoot); err != nil {
 		return
 	}
-	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.cfg.ExecRoot + "/"))
-	if err != nil {
-		s.log.Warn("mounts cannot be read", "error", err)
-	}
-	for i := len(mounts) - 1; i >= 0; i-- {
-		if err := unix.Unmount(mounts[i].Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
-			s.log.Warn("a mount that a builder left", "mount", mounts[i].Mountpoint, "error", err)
-			return // never delete files through a mount
+	for range 100 { // what is mounted may itself hide other mounts
+		mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(s.cfg.ExecRoot))
+		if err != nil {
+			s.log.Error("what a builder has left is not taken away: mounts cannot be read", "error", err)
+			return
+		}
+		if len(mounts) == 0 {
+			if err := os.RemoveAll(s.cfg.ExecRoot); err != nil {
+				s.log.Warn("files that a builder left", "error", err)
+			}
+			return
+		}
+		for _, m := range slices.Backward(mounts) {
+			if err := unix.Unmount(m.Mountpoint, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+				s.log.Warn("a mount that a builder left", "mount", m.Mountpoint, "error", err)
+			}
 		}
 	}
-	if err := os.RemoveAll(s.cfg.ExecRoot); err != nil {
-		s.log.Warn("files that a builder left", "error", err)
-	}
+	s.log.Error("what a builder has left is not taken away: its mounts stay", "folder", s.cfg.ExecRoot)
 }
 
 // take returns the builder, starting one if there is none, and counts the caller as a user of it until done is called.

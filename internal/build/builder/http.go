@@ -117,6 +117,7 @@ func (stream) SendHeader(metadata.MD) error { return nil }
 // SetTrailer has nobody to set it for.
 func (stream) SetTrailer(metadata.MD) {}
 
+// pruned collects what a prune removes.
 type pruned struct {
 	stream
 	report build.PruneReport
@@ -126,5 +127,13 @@ type pruned struct {
 func (p *pruned) Send(u *controlapi.UsageRecord) error {
 	p.report.IDs = append(p.report.IDs, u.ID)
 	p.report.Freed += u.Size
+	return nil
+}
+
+// SendMsg is Send for those that have the message at hand as any other.
+func (p *pruned) SendMsg(m any) error {
+	if u, ok := m.(*controlapi.UsageRecord); ok {
+		return p.Send(u)
+	}
 	return nil
 }

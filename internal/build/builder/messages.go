@@ -26,18 +26,24 @@ type messageError struct {
 
 // messages writes lines of an answer, each at once.
 type messages struct {
+	w    http.ResponseWriter
 	mu   sync.Mutex
+	any  bool // one was sent
 	enc  *json.Encoder
 	ctrl *http.ResponseController
 }
 
 func newMessages(w http.ResponseWriter) *messages {
-	return &messages{enc: json.NewEncoder(w), ctrl: http.NewResponseController(w)}
+	return &messages{w: w, enc: json.NewEncoder(w), ctrl: http.NewResponseController(w)}
 }
 
 func (m *messages) send(msg message) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if !m.any {
+		m.any = true
+		m.w.Header().Set("Content-Type", "application/json")
+	}
 	if err := m.enc.Encode(msg); err != nil {
 		return err
 	}
@@ -46,12 +52,18 @@ func (m *messages) send(msg message) error {
 
 func (m *messages) text(s string) error { return m.send(message{Stream: s}) }
 
-func (m *messages) fail(text string, code ...int) {
-	d := &messageError{Message: text}
-	if len(code) > 0 {
-		d.Code = code[0]
+// fail ends the answer with an error, code being that of a step that failed, or 0. Before the first message the error is
+// the answer: something is wrong with the request.
+func (m *messages) fail(text string, code int) {
+	m.mu.Lock()
+	first := !m.any
+	m.any = true
+	m.mu.Unlock()
+	if first {
+		http.Error(m.w, text, http.StatusBadRequest)
+		return
 	}
-	_ = m.send(message{Error: text, Detail: d})
+	_ = m.send(message{Error: text, Detail: &messageError{Code: code, Message: text}})
 }
 
 type imageID struct{ ID string }
@@ -66,6 +78,8 @@ func (t *trace) status(r *controlapi.StatusResponse) error {
 	}
 	return t.out.send(message{ID: "moby.buildkit.trace", Aux: b})
 }
+
+func (t *trace) failure(err error) { t.out.fail(plain(err), 0) }
 
 func (t *trace) done(id string) error {
 	if id == "" {

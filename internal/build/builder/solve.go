@@ -33,27 +33,41 @@ func (b *Builder) serveBuild(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, end := b.jobs.begin(r.Context(), req.ID)
 	defer end()
-	url, drop := b.contexts.put(r.Body)
+	var file *passing
+	body := r.Body
+	if req.Version != "2" && req.Remote == "" {
+		file = watchFor(r.Body, req.Dockerfile)
+		defer file.Close()
+		body = file
+	}
+	url, drop := b.contexts.put(body)
 	defer drop()
 	solve, err := solveRequest(&req, url)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return nil
 	}
+	if req.Version != "2" && len(req.Credentials) > 0 {
+		id, end, err := b.withCredentials(ctx, req.Credentials)
+		if err != nil {
+			return err
+		}
+		defer end()
+		solve.Session = id
+	}
 	// Answers go out while the context still comes in.
 	_ = http.NewResponseController(w).EnableFullDuplex()
-	w.Header().Set("Content-Type", "application/json")
 	out := newMessages(w)
 	var show shower = &trace{out}
 	if req.Version != "2" {
-		show = newClassic(out, &req)
+		show = newClassic(out, &req, file)
 	}
 	id, err := b.solve(ctx, solve, show)
 	if err == nil {
 		err = show.done(id)
 	}
 	if err != nil {
-		out.fail(plain(err))
+		show.failure(err)
 	}
 	return nil
 }
@@ -62,6 +76,7 @@ func (b *Builder) serveBuild(w http.ResponseWriter, r *http.Request) error {
 type shower interface {
 	status(*controlapi.StatusResponse) error
 	done(imageID string) error
+	failure(error)
 }
 
 // solve runs a build and returns the ID of the image it made, if it made one.
@@ -92,6 +107,14 @@ type statuses struct {
 // Send shows a status. A client that has gone is no reason to stop listening: the build is being cancelled then.
 func (s *statuses) Send(r *controlapi.StatusResponse) error {
 	_ = s.show.status(r)
+	return nil
+}
+
+// SendMsg is Send for those that have the message at hand as any other.
+func (s *statuses) SendMsg(m any) error {
+	if r, ok := m.(*controlapi.StatusResponse); ok {
+		return s.Send(r)
+	}
 	return nil
 }
 
@@ -152,6 +175,13 @@ func solveRequest(r *build.Request, contextURL string) (*controlapi.SolveRequest
 	}
 	set("ulimit", strings.Join(r.Ulimits, ","))
 	set("cgroup-parent", r.Parent)
+	set("cpusetcpus", r.CPUSetCPUs)
+	set("cpusetmems", r.CPUSetMems)
+	for key, n := range map[string]int64{"memory": r.Memory, "memswap": r.MemorySwap, "cpushares": int64(r.CPUShares), "cpuperiod": r.CPUPeriod, "cpuquota": r.CPUQuota} {
+		if n != 0 {
+			attrs[key] = strconv.FormatInt(n, 10)
+		}
+	}
 	if err := exporterOf(r, req); err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/cmd/buildkitd/config"
 	"github.com/moby/buildkit/util/disk"
+	bkversion "github.com/moby/buildkit/version"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 )
@@ -59,13 +60,13 @@ func keepPolicy(root string) []client.PruneInfo {
 
 const buildkitModule = "github.com/moby/buildkit"
 
-// buildkitVersion is the version of the library in this program.
+// buildkitVersion is the version of the library in this program, which the library itself does not know.
 func buildkitVersion() client.BuildkitVersion {
 	v := client.BuildkitVersion{Package: buildkitModule, Version: "unknown"}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, m := range info.Deps {
 			if m.Path == buildkitModule {
-				v.Version, v.Revision = m.Version, m.Sum
+				v.Version, bkversion.Version = m.Version, m.Version
 			}
 		}
 	}
