@@ -42,6 +42,7 @@ type Config struct {
 	TLSKey       string
 	LogDriver    string
 	LogOpts      map[string]string
+	CDISpecDirs  []string      // folders with descriptions of devices
 	MetricsAddr  string        // ADDRESS:PORT of a listener for metrics alone, "" for none
 	Keeper       string        // path of sampan-keeper, "" for the one beside this program
 	Init         string        // path of sampan-init, "" for the one beside this program
@@ -198,6 +199,7 @@ type configFile struct {
 	TLSKey       *string           `json:"tlskey"`
 	LogDriver    *string           `json:"log-driver"`
 	MetricsAddr  *string           `json:"metrics-addr"`
+	CDISpecDirs  []string          `json:"cdi-spec-dirs"`
 	Init         *string           `json:"init-path"`
 	LogOpts      map[string]string `json:"log-opts"`
 	Pools        []struct {
@@ -208,7 +210,7 @@ type configFile struct {
 
 // fileFlags gives, for each key that can stand in the file and on the command line, the flag's name.
 var fileFlags = map[string]string{"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry",
-	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt", "dns-opts": "dns-opt",
+	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "dns-opts": "dns-opt",
 	"host-gateway-ips": "host-gateway-ip", "default-network-opts": "default-network-opt"}
 
 // ReadFile lays the configuration file at path under what the command line said: flagged reports whether a flag was
@@ -258,6 +260,9 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	set(&c.TLSKey, f.TLSKey)
 	set(&c.LogDriver, f.LogDriver)
 	set(&c.MetricsAddr, f.MetricsAddr)
+	if f.CDISpecDirs != nil {
+		c.CDISpecDirs = f.CDISpecDirs
+	}
 	set(&c.Init, f.Init)
 	c.Network.lay(&f.networkFile)
 	if f.Hosts != nil {

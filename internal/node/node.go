@@ -160,7 +160,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
 		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus, InitPath: findInit(n.cfg.Init),
-		HostGateway: addrs(n.cfg.Network.HostGatewayIPs),
+		HostGateway: addrs(n.cfg.Network.HostGatewayIPs), CDISpecDirs: n.cfg.CDISpecDirs,
 	})
 	if err != nil {
 		return err

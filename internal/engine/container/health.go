@@ -251,4 +251,6 @@ func (l *limited) String() string {
 type checks struct{ all, failed atomic.Uint64 }
 
 // HealthChecks is how many health checks were made since the daemon's start, and how many of them failed.
-func (m *Manager) HealthChecks() (all, failed uint64) { return m.checks.all.Load(), m.checks.failed.Load() }
+func (m *Manager) HealthChecks() (all, failed uint64) {
+	return m.checks.all.Load(), m.checks.failed.Load()
+}

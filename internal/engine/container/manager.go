@@ -26,12 +26,14 @@ type ManagerConfig struct {
 	HostGateway []netip.Addr
 	// JournalSocket is where journald listens, for the log driver of that name; empty: systemd's own.
 	JournalSocket string
-	Logger        *slog.Logger
-	Keeper        Keeper
-	Images        Images
-	Volumes       Volumes
-	Networks      Networks
-	Events        Events
+	// CDISpecDirs hold the descriptions of devices that containers may ask for; empty: /etc/cdi and /var/run/cdi.
+	CDISpecDirs []string
+	Logger      *slog.Logger
+	Keeper      Keeper
+	Images      Images
+	Volumes     Volumes
+	Networks    Networks
+	Events      Events
 }
 
 // Manager owns the containers of one host. Its methods may be called from any goroutine. A container has one lock,
@@ -47,6 +49,8 @@ type Manager struct {
 
 	watch  logWatch
 	checks checks
+
+	devices deviceSpecs
 
 	host host // what the kernel and this process may give to containers
 
@@ -85,6 +89,9 @@ func New(cfg ManagerConfig) (*Manager, error) {
 		byName:        map[string]string{},
 		execs:         map[string]*execution{},
 		host:          probeHost(),
+	}
+	if m.devices.dirs = cfg.CDISpecDirs; len(m.devices.dirs) == 0 {
+		m.devices.dirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.load(); err != nil {

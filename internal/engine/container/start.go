@@ -362,6 +362,9 @@ func (m *Manager) bundle(c *ctr, l *launch) (json.RawMessage, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := m.devices.inject(s, c.rec.Config.Host.DeviceRequests); err != nil {
+		return nil, err
+	}
 	return json.Marshal(s)
 }
 

@@ -86,6 +86,7 @@ type HostConfig struct {
 	ReadonlyPaths   []string // nil: the default
 	GroupAdd        []string
 	Devices         []Device
+	DeviceRequests  []DeviceRequest
 	DeviceRules     []string
 	Sysctls         map[string]string
 	Ulimits         []Ulimit

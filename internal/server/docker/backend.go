@@ -36,6 +36,8 @@ type Containers interface {
 	// Get finds by full ID, name, or unique ID prefix, in that order.
 	Get(id string) (container.Container, error)
 	List() []container.Container
+	// Devices lists the folders with descriptions of devices, the devices' names, and what is wrong with descriptions.
+	Devices() (dirs, names, warnings []string)
 	Size(ctx context.Context, id string) (rw, rootfs int64, err error)
 	// Wait returns when the condition ("not-running", "next-exit", "removed") is met. ready is called once it listens.
 	Wait(ctx context.Context, id, condition string, ready func()) (code int, errMsg string, err error)

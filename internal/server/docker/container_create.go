@@ -178,9 +178,6 @@ func checkHostConfig(in *apicontainer.Config, host *apicontainer.HostConfig) err
 		return bad("can't create 'AutoRemove' container with restart policy")
 	case host.CPURealtimeRuntime != 0 && host.CPURealtimePeriod != 0 && host.CPURealtimeRuntime > host.CPURealtimePeriod:
 		return bad("cpu real-time runtime cannot be higher than cpu real-time period")
-	case len(host.DeviceRequests) > 0:
-		return fault.New(fault.NotImplemented, "could not select device driver %q with capabilities: %v: device requests (--gpus) are not implemented",
-			host.DeviceRequests[0].Driver, host.DeviceRequests[0].Capabilities)
 	}
 	if err := apicontainer.ValidateRestartPolicy(host.RestartPolicy); err != nil {
 		return fault.As(fault.InvalidArgument, err)
@@ -206,6 +203,9 @@ func hostConfig(in *apicontainer.HostConfig) (container.HostConfig, error) {
 	}
 	for _, d := range in.DNS {
 		h.DNS = append(h.DNS, d.String())
+	}
+	for _, d := range in.DeviceRequests {
+		h.DeviceRequests = append(h.DeviceRequests, container.DeviceRequest(d))
 	}
 	for _, d := range in.Devices {
 		h.Devices = append(h.Devices, container.Device{Host: d.PathOnHost, Container: d.PathInContainer, Permissions: d.CgroupPermissions})

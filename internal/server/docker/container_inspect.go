@@ -228,6 +228,9 @@ func wireResources(h *container.HostConfig) apicontainer.Resources {
 	for _, d := range in.BlkioWeightDevice {
 		out.BlkioWeightDevice = append(out.BlkioWeightDevice, &blkiodev.WeightDevice{Path: d.Path, Weight: d.Weight})
 	}
+	for _, d := range h.DeviceRequests {
+		out.DeviceRequests = append(out.DeviceRequests, apicontainer.DeviceRequest(d))
+	}
 	for _, d := range h.Devices {
 		out.Devices = append(out.Devices, apicontainer.DeviceMapping{PathOnHost: d.Host, PathInContainer: d.Container, CgroupPermissions: d.Permissions})
 	}

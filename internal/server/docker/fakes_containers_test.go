@@ -91,6 +91,9 @@ func (f *fakeContainers) Get(id string) (container.Container, error) {
 	return container.Container{}, fault.New(fault.NotFound, "No such container: %s", id)
 }
 
+func (f *fakeContainers) Devices() (dirs, names, warnings []string) {
+	return []string{"/etc/cdi"}, []string{"vendor.com/class=one"}, nil
+}
 func (f *fakeContainers) List() []container.Container {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -123,7 +123,6 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a bad network mode", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"NetworkMode":"container:"}}`, 400, "container:NAME"},
 		{"ports in another's network", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"NetworkMode":"container:a","PortBindings":{"80/tcp":[{}]}}}`, 400, "conflicting options"},
 		{"a health check too often", "POST", "/containers/create", js, `{"Image":"x","Healthcheck":{"Interval":1}}`, 400, "Interval in Healthcheck"},
-		{"GPUs", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"DeviceRequests":[{"Count":1}]}}`, 501, "--gpus"},
 		{"an image that is not there", "POST", "/containers/create?name=n", js, `{"Image":"missing"}`, 404, "No such image"},
 		{"a network without a name", "POST", "/networks/create", js, `{}`, 400, "name is empty"},
 		{"a subnet with host bits", "POST", "/networks/create", js, `{"Name":"n","IPAM":{"Config":[{"Subnet":"10.1.2.3/24"}]}}`, 400, "it should be 10.1.2.0/24"},

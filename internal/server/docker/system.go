@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	apibuild "github.com/moby/moby/api/types/build"
@@ -74,6 +75,8 @@ type legacyCommit struct {
 
 func (a *systemAPI) info(w *response, r *request) error {
 	h := a.Host.Info()
+	dirs, devices, warnings := a.Containers.Devices()
+	h.Warnings = slices.Concat(h.Warnings, warnings)
 	info := system.Info{
 		ID: h.ID, Driver: h.Driver, DriverStatus: h.DriverStatus,
 		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null", "overlay"}, Log: container.LogDrivers},
@@ -85,7 +88,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 		OSVersion: h.OSVersion, OSType: "linux", Architecture: h.Architecture, IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
 		ServerVersion: h.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
-		LiveRestoreEnabled: true, InitBinary: "docker-init", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: []string{},
+		LiveRestoreEnabled: true, InitBinary: "docker-init", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: list(dirs),
 		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
 	}
 	for _, c := range a.Containers.List() {
@@ -112,6 +115,11 @@ func (a *systemAPI) info(w *response, r *request) error {
 			info.RuncCommit.ID = c.Version
 		case "sampan-keeper": // has runc's library in it, and is every container's first program
 			info.RuncCommit.ID, info.InitCommit.ID = cmp.Or(info.RuncCommit.ID, "in sampan-keeper "+c.Version), c.Version
+		}
+	}
+	if r.version >= 1050 {
+		for _, name := range devices {
+			info.DiscoveredDevices = append(info.DiscoveredDevices, system.DeviceInfo{Source: "cdi", ID: name})
 		}
 	}
 	out := legacyInfo{Info: info, ContainerdCommit: legacyCommit{Commit: info.ContainerdCommit},
