@@ -43,6 +43,7 @@ func main() {
 func command() *cobra.Command {
 	cfg := node.DefaultConfig()
 	cfg.Version, cfg.Commit = version, commit
+	cfg.Network.LinkEnv = os.Getenv("DOCKER_KEEP_DEPRECATED_LEGACY_LINKS_ENV_VARS") == "1" // dockerd's name for it
 	var file string
 	var pools, options []string
 	cmd := &cobra.Command{

@@ -506,6 +506,8 @@ func (n *nsNetworks) Connect(_ context.Context, _, network string, e EndpointCon
 
 func (n *nsNetworks) ResolvConf(string) []byte { return nil }
 
+func (n *nsNetworks) Ports(string) []BoundPort { return nil }
+
 func (n *nsNetworks) Disconnect(context.Context, string, string) error { return nil }
 
 func (n *nsNetworks) ResolveNetwork(ref string) (id, name string, err error) {
