@@ -2,6 +2,7 @@ package cloud
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -132,5 +133,15 @@ func TestTaskSpecEqual(t *testing.T) {
 	b.Container.Env = []string{"A=2"}
 	if a.Equal(&b) {
 		t.Error("another environment makes no difference")
+	}
+}
+
+func TestPortsThatAServiceServes(t *testing.T) {
+	s := ServiceSpec{Endpoint: EndpointSpec{Ports: []PortConfig{{Name: "web", Target: 80, Published: 8080}, {Protocol: UDP, Target: 53}}},
+		Labels: map[string]string{"sampan.port.metrics": "9090", "sampan.port.dns": "5353/UDP", "sampan.port.": "1", "sampan.port.bad": "x", "sampan.port.worse": "70000",
+			"sampan.port.worst": "80/icmp", "other": "80"}}
+	want := []PortConfig{{Name: "web", Protocol: TCP, Target: 80}, {Protocol: UDP, Target: 53}, {Name: "dns", Protocol: UDP, Target: 5353}, {Name: "metrics", Protocol: TCP, Target: 9090}}
+	if got := s.Serves(); !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
 	}
 }

@@ -1,7 +1,12 @@
 package cloud
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 )
 
@@ -267,6 +272,31 @@ type PortConfig struct {
 	Target    uint16      `json:"target"`
 	Published uint16      `json:"published,omitempty"`
 	Mode      PublishMode `json:"mode,omitempty"`
+}
+
+// PortLabel begins a service's label that names a port of its tasks, published or not: LABEL + NAME = PORT[/PROTOCOL].
+const PortLabel = "sampan.port."
+
+// Serves are the ports of the service's tasks that are known: those it publishes, and those that its labels name. A label
+// that says no port is none.
+func (s *ServiceSpec) Serves() []PortConfig {
+	out := make([]PortConfig, 0, len(s.Endpoint.Ports))
+	for _, p := range s.Endpoint.Ports {
+		out = append(out, PortConfig{Name: p.Name, Protocol: cmp.Or(p.Protocol, TCP), Target: p.Target})
+	}
+	for _, key := range slices.Sorted(maps.Keys(s.Labels)) {
+		name, ok := strings.CutPrefix(key, PortLabel)
+		if !ok || name == "" {
+			continue
+		}
+		number, proto, _ := strings.Cut(s.Labels[key], "/")
+		port, err := strconv.ParseUint(number, 10, 16)
+		p := PortConfig{Name: name, Protocol: cmp.Or(Protocol(strings.ToLower(proto)), TCP), Target: uint16(port)}
+		if err == nil && port > 0 && slices.Contains([]Protocol{TCP, UDP, SCTP}, p.Protocol) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // Endpoint is what the allocator gave a service.

@@ -45,6 +45,8 @@ type VirtualService struct {
 	Mode      EndpointMode `json:"mode"`
 	VIPs      []netip.Addr `json:"vips,omitempty"`
 	Ports     []PortConfig `json:"ports,omitempty"` // ingress-mode ports; on the ingress network only
+	// Serves are the ports of its members that can be asked for by name; not on the ingress network.
+	Serves []PortConfig `json:"serves,omitempty"`
 }
 
 // Key is the service's key in NodeView.Services.

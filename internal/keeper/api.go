@@ -109,6 +109,15 @@ type Names struct {
 	Records map[string][]netip.Addr `json:"records"`
 	// Reverse gives the name for an address (PTR), for example NAME.NETWORK.
 	Reverse map[netip.Addr]string `json:"reverse,omitempty"`
+	// Services are those that can be asked for by SRV: "_PORT._PROTOCOL.NAME" (RFC 2782) to who serves them. A service
+	// that nobody serves now is there all the same.
+	Services map[string][]Server `json:"services,omitempty"`
+}
+
+// Server is who serves a port of a service: a name among the network's Records, and the port.
+type Server struct {
+	Name string `json:"name"`
+	Port uint16 `json:"port"`
 }
 
 // Resolver is the name server of one sandbox: it answers from its networks in order, then forwards.

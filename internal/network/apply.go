@@ -145,7 +145,7 @@ func (c *clusterSide) tell(ctx context.Context, p *plan) error {
 	c.told = told{}
 	mine := make(map[string]keeper.Names, len(names)) // the manager works on what it is given
 	for id, n := range names {
-		mine[id] = keeper.Names{Records: maps.Clone(n.Records), Reverse: n.Reverse}
+		mine[id] = keeper.Names{Records: maps.Clone(n.Records), Reverse: n.Reverse, Services: n.Services}
 		for name, addrs := range n.Records {
 			mine[id].Records[name] = slices.Clone(addrs)
 		}

@@ -1,8 +1,10 @@
 package network
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
@@ -16,7 +18,7 @@ const tasksPrefix = "tasks."
 // and standalone containers. Who is not ready is in none of them. A name without addresses is known all the same, so
 // that it is not asked of anybody else. Each name is there with the network's name after it too.
 func names(n *cloud.Network, services []*cloud.VirtualService, crews map[string]*crew, members []*cloud.Member) keeper.Names {
-	out := keeper.Names{Records: map[string][]netip.Addr{}, Reverse: map[netip.Addr]string{}}
+	out := keeper.Names{Records: map[string][]netip.Addr{}, Reverse: map[netip.Addr]string{}, Services: map[string][]keeper.Server{}}
 	suffix := "." + strings.ToLower(n.Spec.Name)
 	add := func(name string, addrs ...netip.Addr) {
 		if name = strings.ToLower(strings.TrimSuffix(name, ".")); name == "" {
@@ -50,6 +52,9 @@ func names(n *cloud.Network, services []*cloud.VirtualService, crews map[string]
 		for _, name := range append([]string{s.Name}, s.Aliases...) {
 			add(name, addrs...)
 			add(tasksPrefix+name, ready...)
+			for _, p := range s.Serves {
+				serve(out.Services, name, suffix, p, crews[s.ServiceID])
+			}
 		}
 	}
 	for _, m := range members {
@@ -67,4 +72,30 @@ func names(n *cloud.Network, services []*cloud.VirtualService, crews map[string]
 		}
 	}
 	return out
+}
+
+// serve enters a port of a service, by its name if it has one and by its number: who asks gets the ready members, whatever
+// the service's mode, and chooses himself.
+func serve(all map[string][]keeper.Server, service, suffix string, p cloud.PortConfig, c *crew) {
+	servers := []keeper.Server{}
+	if c != nil {
+		for _, name := range c.names {
+			servers = append(servers, keeper.Server{Name: strings.ToLower(name), Port: p.Target})
+		}
+	}
+	for _, port := range []string{p.Name, strconv.Itoa(int(p.Target))} {
+		if port == "" {
+			continue
+		}
+		key := strings.ToLower("_" + port + "._" + string(cmp.Or(p.Protocol, cloud.TCP)) + "." + strings.TrimSuffix(service, "."))
+		for _, s := range servers {
+			if !slices.Contains(all[key], s) {
+				all[key] = append(all[key], s)
+			}
+		}
+		if all[key] == nil {
+			all[key] = servers
+		}
+		all[key+suffix] = all[key]
+	}
 }

@@ -137,8 +137,11 @@ func first(addrs []netip.Addr) netip.Addr {
 	return addrs[0]
 }
 
-// crew are the members of a service on one network, by address.
-type crew struct{ ready, draining []netip.Addr }
+// crew are the members of a service on one network, by address, and the names of the ready ones.
+type crew struct {
+	ready, draining []netip.Addr
+	names           []string
+}
 
 func group(members []*cloud.Member) map[string]*crew {
 	out := map[string]*crew{}
@@ -150,6 +153,9 @@ func group(members []*cloud.Member) map[string]*crew {
 		if c == nil {
 			c = &crew{}
 			out[m.ServiceID] = c
+		}
+		if m.Ready && m.Name != "" {
+			c.names = append(c.names, m.Name)
 		}
 		for _, a := range m.Addrs {
 			if m.Ready {

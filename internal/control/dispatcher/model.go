@@ -530,7 +530,7 @@ func (m *model) virtualOf(s *cloud.Service) map[netKey][]byte {
 	}
 	for _, c := range s.Spec.Task.Networks {
 		if id := m.networkID(c.Target); id != "" {
-			add(&cloud.VirtualService{ServiceID: s.ID, NetworkID: id, Aliases: c.Aliases})
+			add(&cloud.VirtualService{ServiceID: s.ID, NetworkID: id, Aliases: c.Aliases, Serves: s.Spec.Serves()})
 		}
 	}
 	if !s.Spec.Endpoint.PublishesIngress() {

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"golang.org/x/net/dns/dnsmessage"
@@ -72,6 +73,11 @@ func answer(msg []byte, udp bool, r keeper.Resolver, t *keeper.NameTable) (reply
 				}
 			}
 		}
+	} else if servers, network, ok := serving(f.name, r, t); ok {
+		if q.Type != dnsmessage.TypeSRV {
+			servers = nil // the name is there, and has nothing else
+		}
+		return f.replySRV(servers, t.Networks[network].Records), nil
 	} else if addrs, ok := lookup(f.name, r, t); ok {
 		return f.reply(dnsmessage.RCodeSuccess, choose(addrs, q.Type)), nil
 	}
@@ -130,6 +136,19 @@ func lookup(name string, r keeper.Resolver, t *keeper.NameTable) ([]netip.Addr, 
 	return nil, false
 }
 
+// serving finds who serves a port of a service, and on which network.
+func serving(name string, r keeper.Resolver, t *keeper.NameTable) (servers []keeper.Server, network string, ok bool) {
+	if !strings.HasPrefix(name, "_") {
+		return nil, "", false
+	}
+	for _, id := range r.Networks {
+		if servers, ok := t.Networks[id].Services[name]; ok {
+			return servers, id, true
+		}
+	}
+	return nil, "", false
+}
+
 // choose picks the addresses of the kind that is asked for, in another order each time.
 func choose(addrs []netip.Addr, t dnsmessage.Type) []netip.Addr {
 	var out []netip.Addr
@@ -173,21 +192,74 @@ func (f *question) reply(rc dnsmessage.RCode, addrs []netip.Addr) []byte {
 
 // addresses writes address records. Their time to live is 0: the next question gets what is true then.
 func (f *question) addresses(addrs []netip.Addr) func(*dnsmessage.Builder) error {
-	return func(b *dnsmessage.Builder) error {
-		h := dnsmessage.ResourceHeader{Name: f.q.Name, Class: dnsmessage.ClassINET}
-		for _, a := range addrs {
-			var err error
-			if a.Is4() {
-				err = b.AResource(h, dnsmessage.AResource{A: a.As4()})
-			} else {
-				err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: a.As16()})
-			}
-			if err != nil {
-				return err
+	return func(b *dnsmessage.Builder) error { return addressRecords(b, f.q.Name, addrs) }
+}
+
+func addressRecords(b *dnsmessage.Builder, name dnsmessage.Name, addrs []netip.Addr) error {
+	h := dnsmessage.ResourceHeader{Name: name, Class: dnsmessage.ClassINET}
+	for _, a := range addrs {
+		var err error
+		if a = a.Unmap(); a.Is4() {
+			err = b.AResource(h, dnsmessage.AResource{A: a.As4()})
+		} else {
+			err = b.AAAAResource(h, dnsmessage.AAAAResource{AAAA: a.As16()})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// replySRV names the servers, in another order each time, with their addresses as far as these fit.
+func (f *question) replySRV(servers []keeper.Server, records map[string][]netip.Addr) []byte {
+	servers = slices.Clone(servers)
+	rand.Shuffle(len(servers), func(i, j int) { servers[i], servers[j] = servers[j], servers[i] })
+	var msg []byte
+	for n := len(servers); ; n /= 2 {
+		some := func(b *dnsmessage.Builder) error { return f.servers(b, servers[:n]) }
+		with := func(b *dnsmessage.Builder) error { return serverAddresses(b, servers[:n], records) }
+		for _, additional := range []func(*dnsmessage.Builder) error{with, nil} {
+			if msg = f.packAll(dnsmessage.RCodeSuccess, n < len(servers), some, additional); len(msg) <= f.size {
+				return msg
 			}
 		}
-		return nil
+		if n == 0 {
+			return msg
+		}
 	}
+}
+
+func (f *question) servers(b *dnsmessage.Builder, servers []keeper.Server) error {
+	for _, s := range servers {
+		target, err := dnsmessage.NewName(s.Name + ".")
+		if err != nil {
+			return err
+		}
+		h := dnsmessage.ResourceHeader{Name: f.q.Name, Class: dnsmessage.ClassINET}
+		if err := b.SRVResource(h, dnsmessage.SRVResource{Weight: 1, Port: s.Port, Target: target}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func serverAddresses(b *dnsmessage.Builder, servers []keeper.Server, records map[string][]netip.Addr) error {
+	done := map[string]bool{}
+	for _, s := range servers {
+		target, err := dnsmessage.NewName(s.Name + ".")
+		if err != nil {
+			return err
+		}
+		if done[s.Name] {
+			continue
+		}
+		done[s.Name] = true
+		if err := addressRecords(b, target, records[s.Name]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (f *question) replyPTR(name string) []byte {
@@ -204,6 +276,11 @@ func (f *question) replyPTR(name string) []byte {
 func (f *question) fail() []byte { return f.reply(dnsmessage.RCodeServerFailure, nil) }
 
 func (f *question) pack(rc dnsmessage.RCode, truncated bool, answers func(*dnsmessage.Builder) error) []byte {
+	return f.packAll(rc, truncated, answers, nil)
+}
+
+// packAll is pack with additional records, unless additional is nil.
+func (f *question) packAll(rc dnsmessage.RCode, truncated bool, answers, additional func(*dnsmessage.Builder) error) []byte {
 	b := dnsmessage.NewBuilder(make([]byte, 0, plainUDP), f.replyHeader(rc, truncated))
 	b.EnableCompression()
 	err := b.StartQuestions()
@@ -216,9 +293,12 @@ func (f *question) pack(rc dnsmessage.RCode, truncated bool, answers func(*dnsme
 	if err == nil {
 		err = answers(&b)
 	}
-	if err == nil && f.edns {
+	if err == nil && (f.edns || additional != nil) {
 		err = b.StartAdditionals()
-		if err == nil {
+		if err == nil && additional != nil {
+			err = additional(&b)
+		}
+		if err == nil && f.edns {
 			var h dnsmessage.ResourceHeader
 			if err = h.SetEDNS0(maxUDP, rc, false); err == nil {
 				err = b.OPTResource(h, dnsmessage.OPTResource{})

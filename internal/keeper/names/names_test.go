@@ -2,6 +2,7 @@ package names
 
 import (
 	"encoding/binary"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -33,10 +34,18 @@ func many(n int) (out []netip.Addr) {
 	return out
 }
 
+func crowd(n int) (out []keeper.Server) {
+	for i := range n {
+		out = append(out, keeper.Server{Name: fmt.Sprintf("a-task-with-a-long-name.%d", i), Port: 80})
+	}
+	return out
+}
+
 func testTable() *keeper.NameTable {
 	return &keeper.NameTable{Networks: map[string]keeper.Names{
 		"front": {Records: map[string][]netip.Addr{"web": addrs("10.0.0.2", "10.0.0.3", "fd00::2"), "db": addrs("10.0.0.9"), "many": many(300)},
-			Reverse: map[netip.Addr]string{netip.MustParseAddr("10.0.0.2"): "web.front", netip.MustParseAddr("fd00::2"): "web.front"}},
+			Services: map[string][]keeper.Server{"_http._tcp.web": {{Name: "web", Port: 80}, {Name: "db", Port: 8080}}, "_idle._tcp.web": {}, "_all._tcp.many": crowd(200)},
+			Reverse:  map[netip.Addr]string{netip.MustParseAddr("10.0.0.2"): "web.front", netip.MustParseAddr("fd00::2"): "web.front"}},
 		"back": {Records: map[string][]netip.Addr{"db": addrs("10.1.0.9"), "only.back": addrs("10.1.0.8")}},
 		"far":  {Records: map[string][]netip.Addr{"secret": addrs("10.2.0.9")}},
 	}}
@@ -79,6 +88,8 @@ func values(m dnsmessage.Message) []string {
 			out = append(out, netip.AddrFrom4(r.A).String())
 		case *dnsmessage.AAAAResource:
 			out = append(out, netip.AddrFrom16(r.AAAA).String())
+		case *dnsmessage.SRVResource:
+			out = append(out, fmt.Sprintf("%s%d", r.Target, r.Port))
 		case *dnsmessage.PTRResource:
 			out = append(out, r.PTR.String())
 		}
@@ -102,6 +113,11 @@ func TestAnswers(t *testing.T) {
 		{"a kind that no name has", "db.", dnsmessage.TypeMX, 0, []string{}},
 		{"the first network's", "db.", dnsmessage.TypeA, 0, []string{"10.0.0.9"}},
 		{"the second network's", "only.back.", dnsmessage.TypeA, 0, []string{"10.1.0.8"}},
+		{"a service", "_HTTP._tcp.web.", dnsmessage.TypeSRV, 0, []string{"db.8080", "web.80"}},
+		{"a service that nobody serves", "_idle._tcp.web.", dnsmessage.TypeSRV, 0, []string{}},
+		{"a service has no address", "_http._tcp.web.", dnsmessage.TypeA, 0, []string{}},
+		{"an unknown service", "_nosuch._tcp.web.", dnsmessage.TypeSRV, dnsmessage.RCodeServerFailure, []string{}},
+		{"a name is no service", "web.", dnsmessage.TypeSRV, 0, []string{}},
 		{"its own", "buddy.", dnsmessage.TypeA, 0, []string{"10.3.0.1"}},
 		{"of a network it is not on", "secret.", dnsmessage.TypeA, dnsmessage.RCodeServerFailure, []string{}},
 		{"backwards", "2.0.0.10.in-addr.arpa.", dnsmessage.TypePTR, 0, []string{"web.front."}},
@@ -169,6 +185,28 @@ func TestTruncation(t *testing.T) {
 		if hasOPT := len(m.Additionals) == 1; hasOPT != (c.edns > 0) {
 			t.Errorf("EDNS %d: answered with EDNS: %v", c.edns, hasOPT)
 		}
+	}
+}
+
+// TestServicesComeWithAddresses: who asks for a service need not ask for its servers' addresses, unless they do not fit.
+func TestServicesComeWithAddresses(t *testing.T) {
+	reply, _ := answer(pack(t, "_http._tcp.web.", dnsmessage.TypeSRV, 1232), true, testResolver, testTable())
+	got := map[string]int{}
+	for _, r := range unpack(t, reply).Additionals {
+		if r.Header.Type == dnsmessage.TypeA || r.Header.Type == dnsmessage.TypeAAAA {
+			got[r.Header.Name.String()]++
+		}
+	}
+	if got["web."] != 3 || got["db."] != 1 {
+		t.Errorf("additional addresses: %v", got)
+	}
+	reply, _ = answer(pack(t, "_all._tcp.many.", dnsmessage.TypeSRV, 0), true, testResolver, testTable())
+	if m := unpack(t, reply); len(reply) > plainUDP || !m.Truncated || len(m.Answers) == 0 {
+		t.Errorf("by UDP: %d bytes, %d answers, truncated %v", len(reply), len(m.Answers), m.Truncated)
+	}
+	reply, _ = answer(pack(t, "_all._tcp.many.", dnsmessage.TypeSRV, 0), false, testResolver, testTable())
+	if m := unpack(t, reply); m.Truncated || len(m.Answers) != 200 {
+		t.Errorf("by TCP: %d answers, truncated %v", len(m.Answers), m.Truncated)
 	}
 }
 
