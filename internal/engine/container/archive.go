@@ -248,7 +248,7 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File) er
 	if err != nil {
 		return err
 	}
-	r, err := m.Images.MountRootfs(ctx, c.id, target)
+	r, err := m.mountIdle(ctx, c, target)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"maps"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -28,9 +29,11 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		return fault.New(fault.Conflict, "Container %s is marked for removal and cannot be connected or disconnected to the network", c.id)
 	case strings.HasPrefix(h.NetworkMode, "container:"):
 		return fault.New(fault.Conflict, "container sharing network namespace with another container or host cannot be connected to any other network")
+	case len(e.Aliases) > 0 && slices.Contains([]string{"bridge", "host", "none"}, name):
+		return fault.New(fault.InvalidArgument, "network-scoped aliases are only supported for user-defined networks")
 	case h.NetworkMode == "host" || name == "host":
 		return fault.New(fault.InvalidArgument, "cannot connect container to host network - container must be created in host network mode")
-	case name == "none":
+	case name == "none" || c.onNone():
 		return fault.New(fault.Forbidden, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 	}
 	if m.endpointKey(c, netID, name) != "" {
@@ -97,7 +100,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 	case c.rec.State.Status == StatusRemoving || c.rec.State.Dead:
 		return fault.New(fault.Conflict, "Container %s is marked for removal and cannot be connected or disconnected to the network", c.id)
 	case h.NetworkMode == "host" || name == "host":
-		return fault.New(fault.InvalidArgument, "container cannot be disconnected from host network or connected to host network")
+		return fault.New(fault.InvalidArgument, "cannot disconnect container from host network - container was created in host network mode")
 	}
 	key := m.endpointKey(c, netID, name)
 	if key == "" {
@@ -143,6 +146,13 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 		}
 	}
 	return c.save()
+}
+
+// onNone reports whether the container runs with none for a network. One that was taken off all its networks does not.
+// The caller holds mu.
+func (c *ctr) onNone() bool {
+	_, on := c.rec.Networks.Endpoints["none"]
+	return on
 }
 
 // endpointKey finds a container's endpoint on a network, connected or wanted; "" if there is none.

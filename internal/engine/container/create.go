@@ -150,7 +150,8 @@ func cloneConfig(c Config) Config {
 	return c
 }
 
-// checkJoins makes sure that the containers whose namespaces are to be joined exist, and names them by ID.
+// checkJoins makes sure that the containers whose namespaces are to be joined exist, and names them by ID. One whose
+// network is to be joined may be made later, the start looks for it.
 func (m *Manager) checkJoins(cfg *Config) error {
 	for _, mode := range []*string{&cfg.Host.NetworkMode, &cfg.Host.IpcMode, &cfg.Host.PidMode} {
 		ref, ok := strings.CutPrefix(*mode, "container:")
@@ -158,6 +159,9 @@ func (m *Manager) checkJoins(cfg *Config) error {
 			continue
 		}
 		other, err := m.find(ref)
+		if fault.Is(err, fault.NotFound) && mode == &cfg.Host.NetworkMode {
+			continue
+		}
 		if err != nil {
 			// Not 404: that tells clients of a missing image, and they pull it.
 			return fault.As(fault.InvalidArgument, err)

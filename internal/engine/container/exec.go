@@ -45,7 +45,7 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 		return "", fault.New(fault.InvalidArgument, "No exec command specified")
 	}
 	snap := c.snapshot()
-	if err := canExec(&snap); err != nil {
+	if err := canExec(&snap, id); err != nil {
 		return "", err
 	}
 	e := m.newExec(c, cfg)
@@ -68,10 +68,11 @@ func (e *execution) old() bool {
 	return !e.endedAt.IsZero() && time.Since(e.endedAt) > execKept
 }
 
-func canExec(c *Container) error {
+// canExec refuses an exec in a container that the caller knows as ref.
+func canExec(c *Container, ref string) error {
 	switch s := &c.State; {
 	case s.Paused:
-		return fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", c.ID)
+		return fault.New(fault.Conflict, "Container %s is paused, unpause the container before exec", ref)
 	case s.Restarting:
 		return fault.New(fault.Conflict, "container %s is restarting, wait until the container is running", c.ID)
 	case !s.Running:
@@ -97,7 +98,7 @@ func (m *Manager) ExecStart(ctx context.Context, execID string, detach, tty bool
 		return nil, err
 	}
 	snap := e.c.snapshot()
-	if err := canExec(&snap); err != nil {
+	if err := canExec(&snap, snap.ID); err != nil {
 		return nil, err
 	}
 	if size == [2]uint16{} {
@@ -188,7 +189,7 @@ func (m *Manager) execProcess(c *Container, cfg *ExecConfig, size [2]uint16) (*s
 		return nil, err
 	}
 	p.Args, p.Terminal = cfg.Cmd, cfg.Tty
-	p.Env = mergeEnv(processEnv(&c.Config, cfg.Tty, c.Networks.Env), cfg.Env)
+	p.Env = setEnv(mergeEnv(processEnv(&c.Config, cfg.Tty, c.Networks.Env), cfg.Env))
 	p.Cwd = firstNonEmpty(cfg.WorkingDir, p.Cwd)
 	if cfg.Privileged {
 		p.Capabilities = capSet(m.host.caps)
@@ -228,14 +229,24 @@ func (m *Manager) execEnded(st keeper.Status) {
 	m.event(&snap, "exec_die", "execID", e.id, "exitCode", strconv.Itoa(code))
 }
 
-// forgetExecs ends the execs of a container whose processes are gone with it.
+// forgetExecs ends the execs of a container whose processes are gone with it; those that were not started are gone too.
 func (m *Manager) forgetExecs(containerID string, code int) {
 	for _, e := range m.execsOf(containerID) {
 		if e.isRunning() && e.ended(128+9) {
 			snap := e.c.snapshot()
 			m.event(&snap, "exec_die", "execID", e.id, "exitCode", strconv.Itoa(128+9))
+		} else if e.neverStarted() {
+			m.mu.Lock()
+			delete(m.execs, e.id)
+			m.mu.Unlock()
 		}
 	}
+}
+
+func (e *execution) neverStarted() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !e.started
 }
 
 func (e *execution) isRunning() bool {

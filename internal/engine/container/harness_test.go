@@ -482,6 +482,9 @@ func (n *nsNetworks) Attach(_ context.Context, c Container) (Attachment, error) 
 		}
 		n.held[c.ID] = true
 	}
+	if c.Config.Host.NetworkMode == "none" {
+		return Attachment{SandboxID: c.ID, NetNS: path, Endpoints: map[string]Endpoint{"none": {NetworkID: "n", NetworkName: "none"}}}, nil
+	}
 	return Attachment{SandboxID: c.ID, NetNS: path, ResolvConf: []byte("nameserver 127.0.0.11\n"), Hosts: []string{"172.30.0.2\t" + c.Config.Hostname},
 		Endpoints: map[string]Endpoint{"bridge": {NetworkID: "b", NetworkName: "bridge", IPv4: netip.MustParsePrefix("172.30.0.2/16"), Gateway4: netip.MustParseAddr("172.30.0.1")}}}, nil
 }

@@ -22,7 +22,9 @@ type host struct {
 	masked   []string
 	oomScore int // of this process: without CAP_SYS_RESOURCE nothing can go below it
 	cpus     int
-	procRoot string // "/proc", another in tests
+	// memoryNodes are those that are online, as a kernel list.
+	memoryNodes string
+	procRoot    string // "/proc", another in tests
 }
 
 func probeHost() host {
@@ -38,6 +40,10 @@ func probeHost() host {
 	}
 	if b, err := os.ReadFile("/proc/self/oom_score_adj"); err == nil {
 		h.oomScore, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	h.memoryNodes = "0"
+	if b, err := os.ReadFile("/sys/devices/system/node/online"); err == nil {
+		h.memoryNodes = strings.TrimSpace(string(b))
 	}
 	return h
 }

@@ -12,7 +12,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/sampan-cloud/sampan/internal/engine/events"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/engine/volume"
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -248,6 +252,94 @@ func TestVolumes(t *testing.T) {
 	}
 }
 
+// TestVolumesGoWithTheLastWhoHasThem: an anonymous volume that a container has from another is removed with the last of
+// the two, if that is asked for; one with a name stays.
+func TestVolumesGoWithTheLastWhoHasThem(t *testing.T) {
+	b := newBed(t)
+	b.create(Config{Name: "parent", Volumes: []string{"/data"}, Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: "kept", Target: "/k"}}}}, "exit", "0")
+	b.create(Config{Name: "child", Host: HostConfig{VolumesFrom: []string{"parent"}}}, "exit", "0")
+	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{VolumesFrom: []string{"parent:bar"}}}, ""); err == nil || !strings.Contains(err.Error(), "invalid mode: bar") {
+		t.Errorf("a bad mode: %v", err)
+	}
+	for i, name := range []string{"parent", "child"} {
+		if err := b.m.Remove(t.Context(), name, false, true, false); err != nil {
+			t.Fatal(err)
+		}
+		vols := b.m.Volumes.(*volume.Store).List()
+		if len(vols) != 2-i {
+			t.Errorf("after %s: %d volumes", name, len(vols))
+		}
+	}
+}
+
+// TestVolumeEvents: who watches learns when a container begins and ends to use a volume.
+func TestVolumeEvents(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: "data", Target: "/data", ReadOnly: true}}}}, "exit", "0")
+	b.wait(id, "not-running")
+	if got := b.actions("data"); !slices.Equal(got, []string{"mount", "unmount"}) {
+		t.Errorf("events %v", got)
+	}
+	past, _ := b.bus.Subscribe(t.Context(), time.Time{})
+	i := slices.IndexFunc(past, func(e events.Event) bool { return e.Action == "mount" })
+	if a := past[i].Attrs; a["container"] != id || a["destination"] != "/data" || a["read/write"] != "false" || a["driver"] != "local" {
+		t.Errorf("mount says %v", a)
+	}
+}
+
+// TestTheWorkingDirectoryIsThereBeforeTheStart: files can be copied into it.
+func TestTheWorkingDirectoryIsThereBeforeTheStart(t *testing.T) {
+	b := newBed(t)
+	id := b.create(Config{WorkingDir: "/home/foo/bar"}, "exit", "0")
+	if st, err := b.m.StatPath(t.Context(), id, "/home/foo/bar"); err != nil || !st.Mode.IsDir() {
+		t.Errorf("%+v %v", st, err)
+	}
+}
+
+// TestBareNamesAreNotSet: -e NAME of a name that the client's environment lacks takes it away from the process.
+func TestBareNamesAreNotSet(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Env: []string{"HOSTNAME", "NEVER", "A=1"}}, "wait")
+	b.ready(id, "ready")
+	out, _, _ := b.exec(id, ExecConfig{Env: []string{"A"}, Cmd: []string{"/bin/prog", "env"}})
+	for _, name := range []string{"HOSTNAME", "NEVER", "A"} {
+		if strings.Contains("\n"+out, "\n"+name) {
+			t.Errorf("%s is set: %q", name, out)
+		}
+	}
+	if c, _ := b.m.Get(id); !slices.Contains(c.Config.Env, "HOSTNAME") {
+		t.Errorf("inspect has lost what was asked for: %v", c.Config.Env)
+	}
+}
+
+// TestExecsThatWereNeverStarted go with the run they were made for.
+func TestExecsThatWereNeverStarted(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Name: "box"}, "wait")
+	b.ready(id, "ready")
+	e, err := b.m.ExecCreate(t.Context(), id, ExecConfig{Cmd: []string{"/bin/prog", "exit", "0"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.m.Pause(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.m.ExecCreate(t.Context(), "box", ExecConfig{Cmd: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "Container box is paused") {
+		t.Errorf("in a paused one: %v", err)
+	}
+	if err := b.m.Unpause(t.Context(), id); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.m.Kill(t.Context(), id, ""); err != nil {
+		t.Fatal(err)
+	}
+	b.wait(id, "not-running")
+	b.start(id)
+	if _, err := b.m.ExecStart(t.Context(), e, true, false, [2]uint16{}); !fault.Is(err, fault.NotFound) {
+		t.Errorf("after the run: %v", err)
+	}
+}
+
 func TestJoinNamespaces(t *testing.T) {
 	b := newBed(t)
 	donor := b.run(Config{Name: "donor", Hostname: "shared", Host: HostConfig{IpcMode: "shareable"}}, "wait")
@@ -271,8 +363,22 @@ func TestJoinNamespaces(t *testing.T) {
 	if err := b.m.Start(t.Context(), late); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "non running container") {
 		t.Errorf("joining a stopped one: %v", err)
 	}
-	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{NetworkMode: "container:nosuch"}}, ""); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "No such container: nosuch") {
+	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{PidMode: "container:nosuch"}}, ""); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "No such container: nosuch") {
 		t.Errorf("joining nobody: %v", err)
+	}
+	// Whose network is joined may be made after who joins it.
+	early := b.create(Config{Host: HostConfig{NetworkMode: "container:later"}}, "cat", "/etc/hosts")
+	if err := b.m.Start(t.Context(), early); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "No such container: later") {
+		t.Errorf("before the other is there: %v", err)
+	}
+	b.ready(b.run(Config{Name: "later", Hostname: "afterwards"}, "wait"), "ready")
+	b.start(early)
+	if b.wait(early, "not-running"); !strings.Contains(b.output(early), "afterwards") {
+		t.Errorf("hosts: %q", b.output(early))
+	}
+	self := b.create(Config{Name: "me", Host: HostConfig{NetworkMode: "container:me"}}, "exit", "0")
+	if err := b.m.Start(t.Context(), self); err == nil || !strings.Contains(err.Error(), "cannot join own network") {
+		t.Errorf("its own: %v", err)
 	}
 }
 
@@ -497,6 +603,13 @@ func TestConnectChangesHosts(t *testing.T) {
 	if out, _, _ := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "cat", "/etc/hosts"}}); strings.Contains(out, "172.31.0.2") {
 		t.Errorf("hosts %q", out)
 	}
+	if err := b.m.Connect(t.Context(), id, "bridge", EndpointConfig{Aliases: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "only supported for user-defined networks") {
+		t.Errorf("an alias on the default bridge: %v", err)
+	}
+	alone := b.run(Config{Host: HostConfig{NetworkMode: "none"}}, "wait")
+	if err := b.m.Connect(t.Context(), alone, "other", EndpointConfig{}); err == nil || !strings.Contains(err.Error(), "private (none) mode") {
+		t.Errorf("one without networks: %v", err)
+	}
 	if err := b.m.Disconnect(t.Context(), id, "other", false); !fault.Is(err, fault.Forbidden) {
 		t.Errorf("again: %v", err)
 	}
@@ -516,6 +629,31 @@ func TestCommitTakesTheConfiguration(t *testing.T) {
 		t.Errorf("ports %v", img.Config.ExposedPorts)
 	}
 	contains(t, b.actions(id), "pause", "commit", "unpause")
+}
+
+// TestCommitLaysTheRequestOver: what the request says wins, what it does not say is the container's.
+func TestCommitLaysTheRequestOver(t *testing.T) {
+	b := newBed(t)
+	id := b.create(Config{Env: []string{"A=b", "C=d", "GONE"}, Labels: map[string]string{"own": "1", "both": "1"}, ExposedPorts: []Port{{Port: 80, Protocol: "tcp"}}}, "wait")
+	img, err := b.m.Commit(t.Context(), id, image.CommitRequest{Config: image.Image{Config: ocispec.ImageConfig{User: "alice", Env: []string{"A=c"},
+		Labels: map[string]string{"both": "2", "new": "3"}, ExposedPorts: map[string]struct{}{"53/udp": {}}}}}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := fmt.Sprint(img.Config.User, img.Config.Cmd, img.Config.Labels), "alice[wait] map[both:2 new:3 own:1]"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	if env := img.Config.Env; !slices.Contains(env, "A=c") || !slices.Contains(env, "C=d") || slices.Contains(env, "GONE") || slices.Contains(env, "A=b") {
+		t.Errorf("environment %v", env)
+	}
+	if len(img.Config.ExposedPorts) != 2 {
+		t.Errorf("ports %v", img.Config.ExposedPorts)
+	}
+	// An entrypoint of the request is not given the container's command.
+	img, err = b.m.Commit(t.Context(), id, image.CommitRequest{Config: image.Image{Config: ocispec.ImageConfig{Entrypoint: []string{"/bin/prog"}, Cmd: []string{"env"}}}}, true)
+	if err != nil || fmt.Sprint(img.Config.Entrypoint, img.Config.Cmd) != "[/bin/prog] [env]" {
+		t.Errorf("%v %v %v", img.Config.Entrypoint, img.Config.Cmd, err)
+	}
 }
 
 func TestPrune(t *testing.T) {

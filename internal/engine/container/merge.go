@@ -78,7 +78,8 @@ func mergeImage(cfg *Config, img *image.Image) error {
 	return nil
 }
 
-// mergeEnv lays env over base: an entry replaces the one of the same name in its place; a bare NAME removes it.
+// mergeEnv lays env over base: an entry replaces the one of the same name in its place. A bare NAME stays as it is and
+// says that the process is not to have it.
 func mergeEnv(base, env []string) []string {
 	out := slices.Clone(base)
 	at := map[string]int{}
@@ -86,31 +87,21 @@ func mergeEnv(base, env []string) []string {
 		name, _, _ := strings.Cut(e, "=")
 		at[name] = i
 	}
-	gone := map[int]bool{}
 	for _, e := range env {
-		name, _, hasValue := strings.Cut(e, "=")
-		i, known := at[name]
-		switch {
-		case known && hasValue:
+		name, _, _ := strings.Cut(e, "=")
+		if i, known := at[name]; known {
 			out[i] = e
-			delete(gone, i)
-		case known:
-			gone[i] = true
-		case hasValue:
-			at[name] = len(out)
-			out = append(out, e)
+			continue
 		}
+		at[name] = len(out)
+		out = append(out, e)
 	}
-	if len(gone) == 0 {
-		return out
-	}
-	kept := out[:0:0]
-	for i, e := range out {
-		if !gone[i] {
-			kept = append(kept, e)
-		}
-	}
-	return kept
+	return out
+}
+
+// setEnv is env without the names that are not to be set.
+func setEnv(env []string) []string {
+	return slices.DeleteFunc(slices.Clone(env), func(e string) bool { return !strings.Contains(e, "=") })
 }
 
 // parsePort reads PORT or PORT/PROTOCOL.
@@ -139,5 +130,5 @@ func processEnv(cfg *Config, tty bool, links []string) []string {
 	if tty {
 		env = append(env, "TERM=xterm")
 	}
-	return mergeEnv(append(env, links...), cfg.Env)
+	return setEnv(mergeEnv(append(env, links...), cfg.Env))
 }

@@ -109,6 +109,7 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	m.forgetExecs(c.id, code)
 	c.publish()
 	m.networkEvents(&had, "disconnect")
+	m.volumeEvents(&had, "unmount")
 	m.event(&c.rec.Container, "die", "exitCode", strconv.Itoa(code), "execDuration", strconv.Itoa(int(ran.Seconds())))
 	close(c.run.ended)
 	c.run = nil

@@ -23,7 +23,7 @@ import (
 type plannedMount struct {
 	MountPoint
 	Volume       string // the volume this container holds
-	Anonymous    bool   // the volume goes with the container if that is asked for
+	Anonymous    bool   // the volume goes with the last container that has it, if that is asked for
 	Fresh        bool   // not yet filled from the image
 	NoCopy       bool
 	NonRecursive bool
@@ -151,7 +151,7 @@ func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) err
 	case "ro":
 		rw = false
 	default:
-		return fault.New(fault.InvalidArgument, "invalid mode for volumes-from: %s: want ro or rw", mode)
+		return fault.New(fault.InvalidArgument, "invalid mode: %s: volumes-from takes ro or rw", mode)
 	}
 	other, err := m.find(ref)
 	if err != nil {
@@ -164,7 +164,7 @@ func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) err
 			continue
 		}
 		p.RW = p.RW && rw
-		p.Anonymous, p.Fresh = false, false
+		p.Fresh = false
 		plan[p.Destination] = p
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -201,6 +202,20 @@ func (m *Manager) networkEvents(c *Container, action string) {
 		if e := c.Networks.Endpoints[name]; e.NetworkID != "" {
 			m.Events.Publish(events.Event{Type: "network", Action: action, ID: e.NetworkID, Attrs: map[string]string{"container": c.ID, "name": e.NetworkName}})
 		}
+	}
+}
+
+// volumeEvents tells that a container's start or end has mounted or unmounted its volumes, with Docker's attributes.
+func (m *Manager) volumeEvents(c *Container, action string) {
+	for _, p := range c.Mounts {
+		if p.Type != MountVolume {
+			continue
+		}
+		attrs := map[string]string{"container": c.ID, "driver": p.Driver}
+		if action == "mount" {
+			attrs["destination"], attrs["propagation"], attrs["read/write"] = p.Destination, p.Propagation, strconv.FormatBool(p.RW)
+		}
+		m.Events.Publish(events.Event{Type: "volume", Action: action, ID: p.Name, Attrs: attrs})
 	}
 }
 

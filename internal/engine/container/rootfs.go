@@ -1,8 +1,10 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -89,7 +91,7 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) er
 		return f(target)
 	}
 	defer c.mu.Unlock()
-	r, err := m.Images.MountRootfs(ctx, c.id, target)
+	r, err := m.mountIdle(ctx, c, target)
 	if err != nil {
 		return err
 	}
@@ -99,6 +101,18 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) er
 		}
 	}()
 	return f(r.Path)
+}
+
+// mountIdle mounts the root file system of a container that does not run on target. What the first start would make in it
+// is there already.
+func (m *Manager) mountIdle(ctx context.Context, c *ctr, target string) (image.Rootfs, error) {
+	r, err := m.Images.MountRootfs(ctx, c.id, target)
+	if err == nil && !c.rec.EverStarted {
+		if err := makeWorkdir(r.Path, c.rec.Config.WorkingDir, c.rec.MountPlan); err != nil {
+			m.log.Debug("no working directory before the start", "container", c.id, "error", err) // the start will say so
+		}
+	}
+	return r, err
 }
 
 // Commit makes an image of a container. pause stops its processes for that long.
@@ -112,14 +126,17 @@ func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, 
 		return image.Image{}, fault.New(fault.Conflict, "You cannot commit container %s which is being removed", c.id)
 	}
 	if pause && s.State.Running && !s.State.Paused && !s.State.Restarting {
-		if err := m.Pause(ctx, c.id); err != nil {
+		switch err := m.Pause(ctx, c.id); {
+		case fault.Is(err, fault.Conflict): // it has ended by itself meanwhile, or somebody else paused it
+		case err != nil:
 			return image.Image{}, err
+		default:
+			defer func() {
+				if err := m.Unpause(context.WithoutCancel(ctx), c.id); err != nil && !fault.Is(err, fault.Conflict) {
+					m.log.Error("a container stays paused after a commit", "container", c.id, "error", err)
+				}
+			}()
 		}
-		defer func() {
-			if err := m.Unpause(context.WithoutCancel(ctx), c.id); err != nil && !fault.Is(err, fault.Conflict) {
-				m.log.Error("a container stays paused after a commit", "container", c.id, "error", err)
-			}
-		}()
 	}
 	r.ContainerID, r.ParentID = c.id, s.ImageID
 	r.Config = imageConfig(&s.Config, r.Config)
@@ -131,23 +148,42 @@ func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, 
 	return img, nil
 }
 
-// imageConfig is the image configuration that would run a container as this one runs, laid over base.
-func imageConfig(cfg *Config, base image.Image) image.Image {
-	ic := &base.Config
-	ic.User, ic.WorkingDir, ic.StopSignal = cfg.User, cfg.WorkingDir, cfg.StopSignal
-	ic.Env, ic.Cmd, ic.Entrypoint, ic.Labels = cfg.Env, cfg.Cmd, cfg.Entrypoint, cfg.Labels
-	ic.ExposedPorts = map[string]struct{}{}
+// imageConfig is the image configuration that would run a container as this one runs, with over laid over it: what over
+// says replaces what the container has, entry by entry where there are several.
+func imageConfig(cfg *Config, over image.Image) image.Image {
+	ic := &over.Config
+	ic.User = cmp.Or(ic.User, cfg.User)
+	ic.WorkingDir = cmp.Or(ic.WorkingDir, cfg.WorkingDir)
+	ic.StopSignal = cmp.Or(ic.StopSignal, cfg.StopSignal)
+	ic.Env = setEnv(mergeEnv(cfg.Env, ic.Env))
+	if len(ic.Entrypoint) == 0 {
+		if len(ic.Cmd) == 0 {
+			ic.Cmd = cfg.Cmd
+		}
+		if ic.Entrypoint == nil {
+			ic.Entrypoint = cfg.Entrypoint
+		}
+	}
+	labels := map[string]string{}
+	maps.Copy(labels, cfg.Labels)
+	maps.Copy(labels, ic.Labels)
+	ic.Labels = labels
+	ports, volumes := map[string]struct{}{}, map[string]struct{}{}
 	for _, p := range cfg.ExposedPorts {
-		ic.ExposedPorts[utoa(p.Port)+"/"+p.Protocol] = struct{}{}
+		ports[utoa(p.Port)+"/"+p.Protocol] = struct{}{}
 	}
-	ic.Volumes = map[string]struct{}{}
 	for _, v := range cfg.Volumes {
-		ic.Volumes[v] = struct{}{}
+		volumes[v] = struct{}{}
 	}
-	base.Shell = cfg.Shell
-	if h := cfg.Health; h != nil {
-		base.Healthcheck = &image.Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod,
+	maps.Copy(ports, ic.ExposedPorts)
+	maps.Copy(volumes, ic.Volumes)
+	ic.ExposedPorts, ic.Volumes = ports, volumes
+	if over.Shell == nil {
+		over.Shell = cfg.Shell
+	}
+	if h := cfg.Health; h != nil && over.Healthcheck == nil {
+		over.Healthcheck = &image.Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod,
 			StartInterval: h.StartInterval, Retries: h.Retries}
 	}
-	return base
+	return over
 }

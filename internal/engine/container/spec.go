@@ -185,12 +185,17 @@ func (h *host) addMounts(s *specs.Spec, hc *HostConfig, l *launch, sec security)
 		}
 		s.Mounts = append(s.Mounts, m)
 	}
+	// A mount of the user's on a folder above one of these files, such as /etc, must not hide it.
+	further := slices.Clone(l.mounts)
 	for _, m := range l.files {
 		if !own[m.Destination] {
-			s.Mounts = append(s.Mounts, m)
+			further = append(further, m)
 		}
 	}
-	s.Mounts = append(s.Mounts, l.mounts...)
+	slices.SortStableFunc(further, func(a, b specs.Mount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	s.Mounts = append(s.Mounts, further...)
 	if l.initPath != "" {
 		s.Mounts = append(s.Mounts, specs.Mount{Destination: initTarget, Type: "bind", Source: l.initPath, Options: []string{"bind", "ro"}})
 	}

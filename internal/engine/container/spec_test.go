@@ -28,7 +28,7 @@ func v2Host() *host {
 		caps:    append(slices.Clone(defaultCaps), "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_RESOURCE"),
 		cgroups: hierarchy{v2: "/sys/fs/cgroup"},
 		masked:  []string{"/proc/kcore", "/sys/firmware"},
-		cpus:    4,
+		cpus:    4, memoryNodes: "0",
 	}
 }
 
@@ -160,6 +160,37 @@ func golden(t *testing.T, name string, v any) {
 	t.Fatalf("%s has %d lines, the spec %d", path, len(w), len(g))
 }
 
+// TestFoldersDoNotHideTheFilesInThem: /etc/hosts, hostname and resolv.conf are the container's own also where the user
+// mounts a volume on /etc, unless the user mounts them too.
+func TestFoldersDoNotHideTheFilesInThem(t *testing.T) {
+	s := &specs.Spec{Root: &specs.Root{}}
+	files := []specs.Mount{{Destination: "/etc/resolv.conf"}, {Destination: "/etc/hostname"}, {Destination: "/etc/hosts", Source: "ours"}}
+	l := &launch{files: files, mounts: []specs.Mount{{Destination: "/etc"}, {Destination: "/etc/hosts", Source: "theirs"}}}
+	if err := v2Host().addMounts(s, &HostConfig{}, l, security{}); err != nil {
+		t.Fatal(err)
+	}
+	var order []string
+	for _, m := range s.Mounts {
+		if strings.HasPrefix(m.Destination, "/etc") {
+			order = append(order, m.Source+m.Destination)
+		}
+	}
+	if want := []string{"/etc", "theirs/etc/hosts", "/etc/resolv.conf", "/etc/hostname"}; !slices.Equal(order, want) {
+		t.Errorf("mounted in the order %v, want %v", order, want)
+	}
+}
+
+// TestCgroupParentStaysBelowTheRoot: a parent that climbs is cut at the root of the hierarchy.
+func TestCgroupParentStaysBelowTheRoot(t *testing.T) {
+	for _, parent := range []string{"../../mine", "/../../mine", "/a/../mine"} {
+		c := &Container{ID: "abc", Path: "x", Config: Config{Host: HostConfig{CgroupParent: parent}}}
+		s, err := v2Host().buildSpec(c, &launch{rootfs: "/r"}, "/sampan")
+		if err != nil || s.Linux.CgroupsPath != "/mine/abc" {
+			t.Errorf("%s: %v %v", parent, s.Linux.CgroupsPath, err)
+		}
+	}
+}
+
 func TestSeccomp(t *testing.T) {
 	if !seccompSupported() {
 		t.Skip("this kernel has no seccomp")
@@ -209,7 +240,7 @@ func TestMergeImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if fmt.Sprintf("%v %v %v %v %v %v %v %v %v", c.Env, c.Labels, c.User, c.WorkingDir, c.StopSignal, c.Volumes, c.ExposedPorts, c.Health.Test, c.Health.Retries) !=
-		"[B=3 C=4] map[l:own m:i] u /w QUIT [/own /v] [{53 udp} {80 tcp}] [CMD x] 1" {
+		"[A B=3 C=4] map[l:own m:i] u /w QUIT [/own /v] [{53 udp} {80 tcp}] [CMD x] 1" {
 		t.Errorf("%+v %+v", c, c.Health)
 	}
 	if len(img.Config.Labels) != 2 || img.Config.Labels["l"] != "i" {
@@ -221,39 +252,42 @@ func TestValidate(t *testing.T) {
 	m := &Manager{ManagerConfig: ManagerConfig{DefaultLog: LogConfig{Driver: "json-file"}}, host: *v2Host()}
 	m.host.cgroups.v2 = tree(t, map[string]string{"cgroup.controllers": "cpuset cpu io memory pids\n"})
 	for want, cfg := range map[string]Config{
-		"needs to be an absolute path":           {WorkingDir: "rel"},
-		"invalid signal: SIGNOPE":                {StopSignal: "SIGNOPE"},
-		"invalid environment variable":           {Env: []string{"=x"}},
-		"unknown policy 'sometimes'":             {Host: HostConfig{Restart: RestartPolicy{Name: "sometimes"}}},
-		"can only be used with 'on-failure'":     {Host: HostConfig{Restart: RestartPolicy{Name: "always", MaxRetries: 1}}},
-		"can't create 'AutoRemove' container":    {Host: HostConfig{AutoRemove: true, Restart: RestartPolicy{Name: "always"}}},
-		"bad format for add-host":                {Host: HostConfig{ExtraHosts: []string{"nocolon"}}},
-		"invalid IP address in add-host":         {Host: HostConfig{ExtraHosts: []string{"a:b"}}},
-		"invalid DNS server":                     {Host: HostConfig{DNS: []string{"x"}}},
-		"unknown capability: \"CAP_NOPE\"":       {Host: HostConfig{CapAdd: []string{"nope"}}},
-		"invalid IPC mode: x":                    {Host: HostConfig{IpcMode: "x"}},
-		"invalid PID mode: container:":           {Host: HostConfig{PidMode: "container:"}},
-		"hostname and the network mode":          {Hostname: "h", Host: HostConfig{NetworkMode: "container:x"}},
-		"hostname and the UTS mode":              {Hostname: "h", Host: HostConfig{UTSMode: "host"}},
-		"port publishing and the container type": {Host: HostConfig{NetworkMode: "container:x", Ports: []PortBinding{{}}}},
-		"invalid --security-opt 2":               {Host: HostConfig{SecurityOpt: []string{"a=b"}}},
-		"range for oom score adj":                {Host: HostConfig{OOMScoreAdj: 2000}},
-		"no log driver named 'syslogg'":          {Host: HostConfig{Log: LogConfig{Driver: "syslogg"}}},
-		"unknown log opt 'x'":                    {Host: HostConfig{Log: LogConfig{Driver: "json-file", Options: map[string]string{"x": "y"}}}},
-		"invalid log opt max-size=q":             {Host: HostConfig{Log: LogConfig{Driver: "json-file", Options: map[string]string{"max-size": "q"}}}},
-		"invalid ulimit type: x":                 {Host: HostConfig{Ulimits: []Ulimit{{Name: "x"}}}},
-		"soft limit must be less":                {Host: HostConfig{Ulimits: []Ulimit{{Name: "nofile", Soft: 2, Hard: 1}}}},
-		"Minimum memory limit allowed is 6MB":    {Host: HostConfig{Resources: Resources{Memory: 1000}}},
-		"memoryswap limit should be larger":      {Host: HostConfig{Resources: Resources{Memory: 8 << 20, MemorySwap: 7 << 20}}},
-		"Nano CPUs and CPU Quota":                {Host: HostConfig{Resources: Resources{NanoCPUs: 1, CPUQuota: 5000}}},
-		"CPU cfs period can not be less":         {Host: HostConfig{Resources: Resources{CPUPeriod: 5}}},
-		"Range of blkio weight":                  {Host: HostConfig{Resources: Resources{BlkioWeight: 5}}},
-		"Interval in Healthcheck cannot be less": {Health: &Health{Interval: 1}},
-		"Unknown healthcheck type":               {Health: &Health{Test: []string{"curl"}}},
-		"invalid device cgroup rule":             {Host: HostConfig{DeviceRules: []string{"x 1:1 r"}}},
-		"--storage-opt is not supported":         {Host: HostConfig{StorageOpt: map[string]string{"size": "1G"}}},
-		"invalid cgroup parent":                  {Host: HostConfig{CgroupParent: "../up"}},
-		"unknown or invalid runtime name: kata":  {Host: HostConfig{Runtime: "kata"}},
+		"needs to be an absolute path":                               {WorkingDir: "rel"},
+		"invalid signal: SIGNOPE":                                    {StopSignal: "SIGNOPE"},
+		"invalid environment variable":                               {Env: []string{"=x"}},
+		"unknown policy 'sometimes'":                                 {Host: HostConfig{Restart: RestartPolicy{Name: "sometimes"}}},
+		"can only be used with 'on-failure'":                         {Host: HostConfig{Restart: RestartPolicy{Name: "always", MaxRetries: 1}}},
+		"can't create 'AutoRemove' container":                        {Host: HostConfig{AutoRemove: true, Restart: RestartPolicy{Name: "always"}}},
+		"bad format for add-host":                                    {Host: HostConfig{ExtraHosts: []string{"nocolon"}}},
+		"invalid IP address in add-host":                             {Host: HostConfig{ExtraHosts: []string{"a:b"}}},
+		"invalid DNS server":                                         {Host: HostConfig{DNS: []string{"x"}}},
+		"unknown capability: \"CAP_NOPE\"":                           {Host: HostConfig{CapAdd: []string{"nope"}}},
+		"invalid IPC mode: x":                                        {Host: HostConfig{IpcMode: "x"}},
+		"invalid PID mode: container:":                               {Host: HostConfig{PidMode: "container:"}},
+		"hostname and the network mode":                              {Hostname: "h", Host: HostConfig{NetworkMode: "container:x"}},
+		"hostname and the UTS mode":                                  {Hostname: "h", Host: HostConfig{UTSMode: "host"}},
+		"port publishing and the container type":                     {Host: HostConfig{NetworkMode: "container:x", Ports: []PortBinding{{}}}},
+		"invalid --security-opt 2":                                   {Host: HostConfig{SecurityOpt: []string{"a=b"}}},
+		"range for oom score adj":                                    {Host: HostConfig{OOMScoreAdj: 2000}},
+		"no log driver named 'syslogg'":                              {Host: HostConfig{Log: LogConfig{Driver: "syslogg"}}},
+		"unknown log opt 'x'":                                        {Host: HostConfig{Log: LogConfig{Driver: "json-file", Options: map[string]string{"x": "y"}}}},
+		"invalid log opt max-size=q":                                 {Host: HostConfig{Log: LogConfig{Driver: "json-file", Options: map[string]string{"max-size": "q"}}}},
+		"invalid ulimit type: x":                                     {Host: HostConfig{Ulimits: []Ulimit{{Name: "x"}}}},
+		"soft limit must be less":                                    {Host: HostConfig{Ulimits: []Ulimit{{Name: "nofile", Soft: 2, Hard: 1}}}},
+		"Minimum memory limit allowed is 6MB":                        {Host: HostConfig{Resources: Resources{Memory: 1000}}},
+		"memoryswap limit should be larger":                          {Host: HostConfig{Resources: Resources{Memory: 8 << 20, MemorySwap: 7 << 20}}},
+		"Nano CPUs and CPU Quota":                                    {Host: HostConfig{Resources: Resources{NanoCPUs: 1, CPUQuota: 5000}}},
+		"CPU cfs period can not be less":                             {Host: HostConfig{Resources: Resources{CPUPeriod: 5}}},
+		"Range of blkio weight":                                      {Host: HostConfig{Resources: Resources{BlkioWeight: 5}}},
+		"Interval in Healthcheck cannot be less":                     {Health: &Health{Interval: 1}},
+		"Unknown healthcheck type":                                   {Health: &Health{Test: []string{"curl"}}},
+		"invalid device cgroup rule":                                 {Host: HostConfig{DeviceRules: []string{"x 1:1 r"}}},
+		"--storage-opt is not supported":                             {Host: HostConfig{StorageOpt: map[string]string{"size": "1G"}}},
+		"invalid cgroup parent":                                      {Host: HostConfig{CgroupParent: "/a/../.."}},
+		"Invalid value 1-2,, for cpuset cpus":                        {Host: HostConfig{Resources: Resources{CpusetCpus: "1-2,,"}}},
+		"Invalid value x for cpuset mems":                            {Host: HostConfig{Resources: Resources{CpusetMems: "x"}}},
+		"memory nodes are not available - requested 9, available: 0": {Host: HostConfig{Resources: Resources{CpusetMems: "9"}}},
+		"unknown or invalid runtime name: kata":                      {Host: HostConfig{Runtime: "kata"}},
 	} {
 		_, err := m.validate(&cfg, false)
 		if err == nil || !strings.Contains(err.Error(), want) {
@@ -273,7 +307,7 @@ func TestValidate(t *testing.T) {
 func TestLimitsWithoutControllers(t *testing.T) {
 	r := Resources{Memory: 64 << 20, PidsLimit: 5, CPUShares: 5, CpusetCpus: "0", CPURealtimeRuntime: 5, BlkioWeightDevice: []WeightDevice{{"/dev/null", 50}},
 		BlkioReadBps: []ThrottleDevice{{"/dev/null", 1}}}
-	w, err := validateResources(&r, hierarchy{v1: map[string]string{"devices": "/x"}}, 2, false)
+	w, err := validateResources(&r, &host{cgroups: hierarchy{v1: map[string]string{"devices": "/x"}}, cpus: 2}, false)
 	if err != nil || len(w) != 7 || !reflect.DeepEqual(r, Resources{}) {
 		t.Errorf("%v %v %+v", w, err, r)
 	}
@@ -293,20 +327,20 @@ func TestLimitsOfVersion2(t *testing.T) {
 	swappiness, off := int64(10), true
 	asked := Resources{Memory: 64 << 20, MemorySwap: 96 << 20, MemorySwappiness: &swappiness, CPURealtimeRuntime: 5, BlkioWeight: 300}
 	r := asked
-	w, err := validateResources(&r, hierarchy{v2: root}, 2, false)
+	w, err := validateResources(&r, &host{cgroups: hierarchy{v2: root}, cpus: 2}, false)
 	if err != nil || len(w) != 2 || r.MemorySwap != 96<<20 || r.BlkioWeight != 300 || r.MemorySwappiness != nil || r.CPURealtimeRuntime != 0 {
 		t.Errorf("before any group is there: %v %v %+v", w, err, r)
 	}
 	write("system.slice/memory.max", "max")
 	write("system.slice/io.max", "")
 	r = asked
-	if w, err := validateResources(&r, hierarchy{v2: root}, 2, false); err != nil || len(w) != 4 || r.MemorySwap != -1 || r.BlkioWeight != 0 {
+	if w, err := validateResources(&r, &host{cgroups: hierarchy{v2: root}, cpus: 2}, false); err != nil || len(w) != 4 || r.MemorySwap != -1 || r.BlkioWeight != 0 {
 		t.Errorf("without swap accounting and I/O weights: %v %v %+v", w, err, r)
 	}
 	write("system.slice/memory.swap.max", "max")
 	write("system.slice/io.weight", "default 100")
 	r = asked
-	if w, err := validateResources(&r, hierarchy{v2: root}, 2, false); err != nil || len(w) != 2 || r.MemorySwap != 96<<20 || r.BlkioWeight != 300 {
+	if w, err := validateResources(&r, &host{cgroups: hierarchy{v2: root}, cpus: 2}, false); err != nil || len(w) != 2 || r.MemorySwap != 96<<20 || r.BlkioWeight != 300 {
 		t.Errorf("with both: %v %v %+v", w, err, r)
 	}
 	m := &Manager{host: host{cgroups: hierarchy{v2: root}, cpus: 2}}

@@ -130,6 +130,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	m.running(c, started)
 	laps.lap("record")
 	m.log.Debug("container started", append([]any{"container", c.id}, laps.args...)...)
+	m.volumeEvents(&c.rec.Container, "mount")
 	m.networkEvents(&c.rec.Container, "connect")
 	m.event(&c.rec.Container, "start")
 	m.relink(&c.rec.Container)
@@ -283,7 +284,7 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 	if err != nil {
 		return err
 	}
-	if err := makeWorkdir(l, c.rec.Config.WorkingDir); err != nil {
+	if err := makeWorkdir(l.rootfs, c.rec.Config.WorkingDir, c.rec.MountPlan); err != nil {
 		return err
 	}
 	if in := c.rec.Config.Host.Init; in != nil && *in && c.rec.Config.Host.PidMode == "" {
@@ -295,16 +296,16 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 func (m *Manager) shmPath(id string) string { return filepath.Join(m.execDir(), id, "shm") }
 
 // makeWorkdir makes the working directory in the root file system if no mount covers it.
-func makeWorkdir(l *launch, dir string) error {
+func makeWorkdir(rootfs, dir string, mounts []plannedMount) error {
 	if dir == "" || dir == "/" {
 		return nil
 	}
-	for _, mt := range l.mounts {
+	for _, mt := range mounts {
 		if dir == mt.Destination || strings.HasPrefix(dir, mt.Destination+"/") {
 			return nil // the runtime makes what lies inside a mount
 		}
 	}
-	real, err := securejoin.SecureJoin(l.rootfs, dir)
+	real, err := securejoin.SecureJoin(rootfs, dir)
 	if err != nil {
 		return err
 	}
@@ -322,9 +323,9 @@ func makeWorkdir(l *launch, dir string) error {
 func (m *Manager) joinTargets(c *ctr, l *launch) error {
 	h := &c.rec.Config.Host
 	for _, j := range []struct {
-		mode, ns string
-		path     *string
-	}{{h.NetworkMode, "net", &l.netns}, {h.IpcMode, "ipc", &l.ipcns}, {h.PidMode, "pid", &l.pidns}} {
+		mode, ns, name string
+		path           *string
+	}{{h.NetworkMode, "net", "network", &l.netns}, {h.IpcMode, "ipc", "IPC", &l.ipcns}, {h.PidMode, "pid", "PID", &l.pidns}} {
 		ref, ok := strings.CutPrefix(j.mode, "container:")
 		if !ok {
 			continue
@@ -336,7 +337,7 @@ func (m *Manager) joinTargets(c *ctr, l *launch) error {
 		o := other.snapshot()
 		switch {
 		case other == c:
-			return fault.New(fault.InvalidArgument, "cannot join own %s namespace", j.ns)
+			return fault.New(fault.InvalidArgument, "cannot join own %s namespace", j.name)
 		case j.ns != "net" && !o.State.Running:
 			return fault.New(fault.Internal, "failed to join %s namespace: container %s is not running", strings.ToUpper(j.ns), o.ID)
 		case !o.State.Running || o.State.Restarting:

@@ -70,7 +70,7 @@ func (m *Manager) Update(ctx context.Context, id string, r Resources, p *Restart
 			return nil, err
 		}
 	}
-	if warnings, err = validateResources(&r, m.host.cgroups, m.host.cpus, true); err != nil {
+	if warnings, err = validateResources(&r, &m.host, true); err != nil {
 		return warnings, err
 	}
 	c.mu.Lock()
@@ -118,8 +118,10 @@ func mergeResources(have, want Resources) (Resources, error) {
 	switch {
 	case want.NanoCPUs > 0 && (have.CPUPeriod > 0 || have.CPUQuota > 0):
 		return bad("Conflicting options: Nano CPUs cannot be updated as CPU Period or Quota has already been set")
-	case (want.CPUPeriod > 0 || want.CPUQuota > 0) && have.NanoCPUs > 0:
-		return bad("Conflicting options: CPU Period or Quota cannot be updated as NanoCPUs has already been set")
+	case want.CPUPeriod > 0 && have.NanoCPUs > 0:
+		return bad("Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")
+	case want.CPUQuota > 0 && have.NanoCPUs > 0:
+		return bad("Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")
 	case want.Memory > 0 && have.MemorySwap > 0 && want.MemorySwap == 0 && want.Memory > have.MemorySwap:
 		return bad("Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
 	}

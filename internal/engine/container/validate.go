@@ -96,7 +96,7 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 		return nil, err
 	}
 	if h.OOMScoreAdj < -1000 || h.OOMScoreAdj > 1000 {
-		return nil, bad("Invalid value %d, range for oom score adj is [-1000, 1000]", h.OOMScoreAdj)
+		return nil, bad("Invalid value %d, range for oom score adj is [-1000, 1000].", h.OOMScoreAdj)
 	}
 	if h.ShmSize < 0 {
 		return nil, bad("SHM size can not be less than 0")
@@ -110,7 +110,7 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	if r := h.Runtime; r != "" && r != "runc" && r != "io.containerd.runc.v2" {
 		return nil, bad("unknown or invalid runtime name: %s", r)
 	}
-	if p := h.CgroupParent; p != "" && (path.Clean("/"+p) == "/" || strings.Contains(p, "..")) {
+	if p := h.CgroupParent; p != "" && path.Clean("/"+p) == "/" { // what leads above the root ends there
 		return nil, bad("invalid cgroup parent %q: want a path below the root of the hierarchy", p)
 	}
 	if len(h.StorageOpt) > 0 {
@@ -139,7 +139,7 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	} else if off != nil && *off && h.Resources.Memory == 0 {
 		warnings = append(warnings, "OOM killer is disabled for the container, but no memory limit is set, this can result in the system running out of resources.")
 	}
-	w, err := validateResources(&h.Resources, m.host.cgroups, m.host.cpus, update)
+	w, err := validateResources(&h.Resources, &m.host, update)
 	return append(warnings, w...), err
 }
 
@@ -241,11 +241,12 @@ func validateModes(cfg *Config) error {
 	return nil
 }
 
-func validateResources(r *Resources, cg hierarchy, cpus int, update bool) (warnings []string, err error) {
+func validateResources(r *Resources, h *host, update bool) (warnings []string, err error) {
 	bad := func(format string, args ...any) ([]string, error) {
 		return warnings, fault.New(fault.InvalidArgument, format, args...)
 	}
 	drop := func(format string) { warnings = append(warnings, format) }
+	cg, cpus := h.cgroups, h.cpus
 	cpu := cg.has("cpu")
 
 	if r.Memory != 0 && r.Memory < minMemory {
@@ -322,13 +323,17 @@ func validateResources(r *Resources, cg hierarchy, cpus int, update bool) (warni
 		drop("Your kernel does not support cpuset or the cgroup is not mounted. Cpuset discarded.")
 		r.CpusetCpus, r.CpusetMems = "", ""
 	}
-	for _, s := range []string{r.CpusetCpus, r.CpusetMems} {
-		if _, err := parseList(s); err != nil {
-			return bad("Invalid value %s for cpuset: %w", s, err)
+	for _, set := range []struct{ value, name, what, have string }{
+		{r.CpusetCpus, "cpus", "CPUs", fmt.Sprintf("0-%d", h.cpus-1)}, {r.CpusetMems, "mems", "memory nodes", h.memoryNodes},
+	} {
+		ids, err := parseList(set.value)
+		if err != nil {
+			return bad("Invalid value %s for cpuset %s: %w", set.value, set.name, err)
 		}
-	}
-	if ids, _ := parseList(r.CpusetCpus); len(ids) > 0 && slices.Max(ids) >= cpus {
-		return bad("Requested CPUs are not available - requested %s, available: 0-%d", r.CpusetCpus, cpus-1)
+		have, err := parseList(set.have)
+		if err == nil && slices.ContainsFunc(ids, func(id int) bool { return !slices.Contains(have, id) }) {
+			return bad("Requested %s are not available - requested %s, available: %s", set.what, set.value, set.have)
+		}
 	}
 	if r.BlkioWeight > 0 && !cg.weighsIO() {
 		drop("Your kernel does not support Block I/O weight or the cgroup is not mounted. Weight discarded.")

@@ -56,16 +56,14 @@ func (b *Bus) Publish(e Event) {
 	}
 }
 
-// Subscribe returns the remembered events not older than since (none for the zero time) and a channel with every later
+// Subscribe returns the remembered events not older than since (all for the zero time) and a channel with every later
 // one, which is closed when ctx ends. A subscriber that does not read for long costs memory, never events.
 func (b *Bus) Subscribe(ctx context.Context, since time.Time) (past []Event, next <-chan Event) {
 	s := &subscription{wake: make(chan struct{}, 1)}
 	b.mu.Lock()
-	if !since.IsZero() {
-		for _, e := range b.past {
-			if !e.Time.Before(since) {
-				past = append(past, e)
-			}
+	for _, e := range b.past {
+		if !e.Time.Before(since) {
+			past = append(past, e)
 		}
 	}
 	if b.subs == nil {

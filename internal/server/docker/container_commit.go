@@ -7,7 +7,6 @@ import (
 	apicontainer "github.com/moby/moby/api/types/container"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
-	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -28,7 +27,7 @@ func (a *containerAPI) commit(w *response, r *request) error {
 	}
 	img, err := a.backend.Commit(r.Context(), c.ID, image.CommitRequest{
 		ContainerID: c.ID, ParentID: c.ImageID, Ref: ref, Author: r.query.Get("author"), Comment: r.query.Get("comment"),
-		Changes: r.query["changes"], Config: committedConfig(&c.Config, &override),
+		Changes: r.query["changes"], Config: overrides(&override),
 	}, r.flagOr("pause", true))
 	if err != nil {
 		return err
@@ -36,53 +35,21 @@ func (a *containerAPI) commit(w *response, r *request) error {
 	return writeJSON(w, http.StatusCreated, apicontainer.CommitResponse{ID: img.ID})
 }
 
-func committedConfig(c *container.Config, override *apicontainer.Config) image.Image {
-	cfg := ocispec.ImageConfig{User: c.User, Env: c.Env, Entrypoint: c.Entrypoint, Cmd: c.Cmd, WorkingDir: c.WorkingDir, Labels: c.Labels, StopSignal: c.StopSignal}
-	replace(&cfg.User, override.User)
-	replace(&cfg.WorkingDir, override.WorkingDir)
-	replace(&cfg.StopSignal, override.StopSignal)
-	if override.Env != nil {
-		cfg.Env = override.Env
-	}
-	if override.Cmd != nil {
-		cfg.Cmd = override.Cmd
-	}
-	if override.Entrypoint != nil {
-		cfg.Entrypoint = override.Entrypoint
-	}
-	if override.Labels != nil {
-		cfg.Labels = override.Labels
-	}
-	for _, p := range c.ExposedPorts {
-		if port, ok := wirePort(p); ok {
-			cfg.ExposedPorts = with(cfg.ExposedPorts, port.String())
+// overrides are the parts of the image's configuration that the request sets.
+func overrides(in *apicontainer.Config) image.Image {
+	cfg := ocispec.ImageConfig{User: in.User, Env: in.Env, Entrypoint: in.Entrypoint, Cmd: in.Cmd, WorkingDir: in.WorkingDir,
+		Labels: in.Labels, StopSignal: in.StopSignal, Volumes: in.Volumes}
+	for p := range in.ExposedPorts {
+		if cfg.ExposedPorts == nil {
+			cfg.ExposedPorts = map[string]struct{}{}
 		}
+		cfg.ExposedPorts[p.String()] = struct{}{}
 	}
-	for p := range override.ExposedPorts {
-		cfg.ExposedPorts = with(cfg.ExposedPorts, p.String())
-	}
-	for _, v := range c.Volumes {
-		cfg.Volumes = with(cfg.Volumes, v)
-	}
-	out := image.Image{Config: cfg, Shell: c.Shell}
-	if h := c.Health; h != nil {
+	out := image.Image{Config: cfg, Shell: in.Shell, OnBuild: in.OnBuild}
+	if h := in.Healthcheck; h != nil {
 		out.Healthcheck = &image.Healthcheck{Test: h.Test, Interval: h.Interval, Timeout: h.Timeout, StartPeriod: h.StartPeriod, StartInterval: h.StartInterval, Retries: h.Retries}
 	}
 	return out
-}
-
-func replace(s *string, by string) {
-	if by != "" {
-		*s = by
-	}
-}
-
-func with(set map[string]struct{}, key string) map[string]struct{} {
-	if set == nil {
-		set = map[string]struct{}{}
-	}
-	set[key] = struct{}{}
-	return set
 }
 
 // repoTag joins a repository and a tag to a reference with a tag; "" when there is no repository.

@@ -140,8 +140,8 @@ func checkHostConfig(in *apicontainer.Config, host *apicontainer.HostConfig) err
 	bad := func(format string, args ...any) error { return fault.New(fault.InvalidArgument, format, args...) }
 	shared := host.NetworkMode.IsContainer()
 	switch {
-	case shared && host.NetworkMode.ConnectedContainer() == "":
-		return bad("invalid network mode: %s: it must be container:NAME", host.NetworkMode)
+	case host.NetworkMode == "container", shared && host.NetworkMode.ConnectedContainer() == "":
+		return bad("invalid network mode: invalid container format container:<name|id>")
 	case shared && in.Hostname != "":
 		return bad("conflicting options: hostname and the network mode")
 	case host.UTSMode.IsHost() && in.Hostname != "":
@@ -340,6 +340,8 @@ func parseBind(spec, driver string) (container.Mount, error) {
 			m.NoCopy = true
 		case slices.Contains(mount.Propagations, mount.Propagation(o)) && m.Type == container.MountBind:
 			m.Propagation = o
+		case slices.Contains(mount.Propagations, mount.Propagation(o)):
+			return bad(fmt.Sprintf("invalid mount config for type %q: propagation %s is for bind mounts", m.Type, o))
 		default:
 			return bad("invalid mode: " + m.Mode)
 		}

@@ -39,7 +39,7 @@ func (a *containerAPI) list(w *response, r *request) error {
 	all := r.flag("all") || f.has("status") || f.has("exited") || limit != nil && *limit > 0
 	containers := a.backend.List()
 	slices.SortStableFunc(containers, func(a, b container.Container) int { return b.Created.Compare(a.Created) })
-	out, links := []apicontainer.Summary{}, linkNames(containers)
+	out, links, images := []apicontainer.Summary{}, linkNames(containers), map[string]string{}
 	for i := range containers {
 		c := &containers[i]
 		if !all && !c.State.Running || !wanted(c) {
@@ -47,6 +47,7 @@ func (a *containerAPI) list(w *response, r *request) error {
 		}
 		s := summary(c, now())
 		s.Names = append(s.Names, links[c.ID]...)
+		s.Image = a.imageName(r.Context(), c, images)
 		if r.flag("size") {
 			if s.SizeRw, s.SizeRootFs, err = a.backend.Size(r.Context(), c.ID); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
@@ -63,6 +64,26 @@ func (a *containerAPI) list(w *response, r *request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// imageName is what a container's image is called now: the name that it was made with while that still stands for the
+// image, else the image's ID. ids is what names were found to stand for.
+func (a *containerAPI) imageName(ctx context.Context, c *container.Container, ids map[string]string) string {
+	name := c.Config.Image
+	if name == "" || name == c.ImageID {
+		return c.ImageID
+	}
+	id, asked := ids[name]
+	if !asked {
+		if img, err := a.images.Get(ctx, name); err == nil {
+			id = img.ID
+		}
+		ids[name] = id
+	}
+	if id != c.ImageID {
+		return c.ImageID
+	}
+	return name
 }
 
 // matcher turns the filters of a list into a predicate.
@@ -138,8 +159,8 @@ func (a *containerAPI) matcher(ctx context.Context, f filters) (func(*container.
 			return false
 		case f.has("network") && !onNetwork(c, f):
 			return false
-		case f.has("publish") && !anyPort(f["publish"], boundPorts(c)), f.has("expose") && !anyPort(f["expose"], c.Config.ExposedPorts):
-			return false
+		case (f.has("publish") || f.has("expose")) && !anyPort(f["publish"], hostPorts(c)) && !anyPort(f["expose"], c.Config.ExposedPorts):
+			return false // one of the two is enough
 		}
 		return true
 	}, nil
@@ -188,10 +209,10 @@ func onNetwork(c *container.Container, f filters) bool {
 	return false
 }
 
-func boundPorts(c *container.Container) []container.Port {
+func hostPorts(c *container.Container) []container.Port {
 	var out []container.Port
 	for _, b := range c.Networks.Ports {
-		out = append(out, b.Port, container.Port{Port: b.HostPort, Protocol: b.Port.Protocol})
+		out = append(out, container.Port{Port: b.HostPort, Protocol: b.Port.Protocol})
 	}
 	return out
 }

@@ -194,7 +194,9 @@ func TestListFilters(t *testing.T) {
 		{filters: client.Filters{}.Add("volume", "/data"), want: "web-2"},
 		{filters: client.Filters{}.Add("health", "healthy"), want: "web-1"},
 		{filters: client.Filters{}.Add("publish", "8000-9000"), want: "web-1"},
+		{filters: client.Filters{}.Add("publish", "80"), want: ""}, // the container's port, not the host's
 		{filters: client.Filters{}.Add("expose", "53/udp"), want: "web-2"},
+		{filters: client.Filters{}.Add("expose", "53/udp").Add("publish", "8080"), want: "web-2 web-1"}, // one is enough
 		{filters: client.Filters{}.Add("before", "web-2"), all: true, want: "web-1"},
 		{filters: client.Filters{}.Add("since", "web-2"), all: true, want: "cache db"},
 		{filters: client.Filters{}.Add("is-task", "true"), want: "web-2"},
@@ -302,6 +304,33 @@ func TestAttachBothWays(t *testing.T) {
 }
 
 // TestAttachOfOldClients: without Upgrade the answer is 200 and the raw stream follows it.
+// TestAttachToNobody: who attaches reads a stream, and is told in text.
+func TestAttachToNobody(t *testing.T) {
+	l := newLab(t)
+	status, h, body := l.do(t, "POST", "/containers/nosuch/attach?stream=1", "", "")
+	if status != http.StatusNotFound || body != "No such container: nosuch\r\n" || h.Get("Content-Type") != "application/vnd.docker.raw-stream" {
+		t.Errorf("%d %q %v", status, body, h)
+	}
+}
+
+// TestListNamesImagesAsTheyAreNow: a name that has moved on to another image is not the container's any more.
+func TestListNamesImagesAsTheyAreNow(t *testing.T) {
+	l := newLab(t)
+	for name, id := range map[string]string{"moved": "sha256:old", "same": "sha256:new", "gone": "sha256:gone"} {
+		l.containers.add(container.Container{ID: name, ImageID: id, Config: container.Config{Name: name, Image: "app:" + map[string]string{"gone": "2"}[name]}})
+	}
+	l.images.all["app:"] = image.Image{ID: "sha256:new"}
+	list, err := l.client(t).ContainerList(t.Context(), client.ContainerListOptions{All: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list.Items {
+		if want := map[string]string{"/moved": "sha256:old", "/same": "app:", "/gone": "sha256:gone"}[c.Names[0]]; c.Image != want {
+			t.Errorf("%s: %q, want %q", c.Names[0], c.Image, want)
+		}
+	}
+}
+
 func TestAttachOfOldClients(t *testing.T) {
 	l := newLab(t)
 	l.containers.add(container.Container{ID: "abc", Config: container.Config{Name: "web"}})
@@ -498,6 +527,11 @@ func TestLogs(t *testing.T) {
 	}
 	if notes := l.containers.notes(); !strings.Contains(notes, "logs tail=5 since=10 until=20 follow=false") {
 		t.Errorf("%s", notes)
+	}
+	read("web", client.ContainerLogsOptions{ShowStdout: true, Tail: "few"})
+	read("web", client.ContainerLogsOptions{ShowStdout: true, Tail: "-3"})
+	if notes := l.containers.notes(); strings.Count(notes, "logs tail=-1 ") != 2 {
+		t.Errorf("what is no number of lines asks for all: %s", notes)
 	}
 	if out, errs := read("web", client.ContainerLogsOptions{ShowStderr: true}); out != "" || errs != "two\n" {
 		t.Errorf("stderr only: %q %q", out, errs)

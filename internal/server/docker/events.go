@@ -51,6 +51,9 @@ func (a *eventAPI) stream(w *response, r *request) error {
 		return err
 	}
 	past, next := a.bus.Subscribe(r.Context(), since)
+	if since.IsZero() && until.IsZero() {
+		past = nil // who names no time wants what comes
+	}
 	var swarm <-chan control.Event
 	if c, err := a.swarm.Cluster(); err == nil && r.version >= 1030 {
 		swarm = c.WatchEvents(r.Context())

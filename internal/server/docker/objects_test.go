@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -381,6 +382,10 @@ func TestEventsOfHostAndCluster(t *testing.T) {
 	_, _, body = l.do(t, "GET", "/v1.45/events?since=1&until="+time.Unix(now, 0).UTC().Format(time.RFC3339), "", "")
 	if !strings.Contains(body, `"status":"start","id":"early","from":"nginx:1"`) {
 		t.Errorf("%s", body)
+	}
+	// Who names only an end wants all that is remembered up to then.
+	if _, _, body = l.do(t, "GET", "/v1.45/events?until="+strconv.FormatInt(now, 10), "", ""); !strings.Contains(body, `"id":"early"`) {
+		t.Errorf("until only: %s", body)
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"net"
 	"time"
 
+	"github.com/moby/moby/api/types"
 	"github.com/moby/term"
 	"golang.org/x/net/websocket"
 
@@ -47,11 +48,23 @@ func parseDetachKeys(s string) ([]byte, error) {
 	return keys, nil
 }
 
+// attach joins a client to a container's streams. Clients of this path expect a stream: an error is text, not JSON.
 func (a *streamAPI) attach(w *response, r *request) error {
 	keys, err := detachKeys(r)
 	if err != nil {
 		return err
 	}
+	err = a.attachStreams(w, r, keys)
+	if err == nil || w.hijacked {
+		return err
+	}
+	w.Header().Set("Content-Type", types.MediaTypeRawStream)
+	w.WriteHeader(statusOf(err))
+	_, _ = io.WriteString(w, err.Error()+"\r\n")
+	return err // for the log
+}
+
+func (a *streamAPI) attachStreams(w *response, r *request, keys []byte) error {
 	c, err := a.backend.Get(r.PathValue("id"))
 	if err != nil {
 		return err
@@ -263,14 +276,9 @@ func logOptions(r *request) (LogOptions, error) {
 	if format := r.query.Get("format"); format != "" {
 		return o, fault.New(fault.InvalidArgument, "unsupported log format %q", format)
 	}
-	if r.query.Get("tail") != "all" {
-		tail, err := r.integer("tail", -1<<31, 1<<31-1)
-		if err != nil {
-			return o, err
-		}
-		if tail != nil && *tail >= 0 {
-			o.Tail = *tail
-		}
+	// "all" and whatever else is no number of lines stands for all of them.
+	if tail, err := r.integer("tail", 0, 1<<31-1); err == nil && tail != nil {
+		o.Tail = *tail
 	}
 	for name, into := range map[string]*time.Time{"since": &o.Since, "until": &o.Until} {
 		if r.query.Get(name) == "0" {
