@@ -84,7 +84,7 @@ type storeInstance struct {
 // Export puts a result into the store.
 func (i *storeInstance) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (map[string]string, exporter.FinalizeFunc, exporter.DescriptorReference, error) {
 	if !i.push && len(src.Attestations) > 0 {
-		// They would only be dropped by the store, which keeps one platform's image and nothing beside it.
+		// They say when it was built, which would make another image of every build of the same.
 		src = src.Clone()
 		src.Attestations = nil
 	}
@@ -105,9 +105,6 @@ func (i *storeInstance) Export(ctx context.Context, src *exporter.Source, info e
 	out, finalize, ref, err := i.ExporterInstance.Export(ctx, src, info)
 	if err != nil {
 		return nil, nil, nil, err
-	}
-	if id := out[exptypes.ExporterImageConfigDigestKey]; id != "" && !i.push {
-		out[exptypes.ExporterImageDigestKey] = id // an image's ID, as the daemon shows it
 	}
 	return out, finalize, ref, nil
 }

@@ -17,7 +17,7 @@ import (
 // Create makes a container from an image that is on this host: a record, a writable root file system and its volumes.
 // Either all of it exists afterwards or nothing.
 func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newID string, warnings []string, err error) {
-	img, err := m.Images.Get(ctx, cfg.Image)
+	img, err := m.Images.ForPlatform(ctx, cfg.Image, platform)
 	if err != nil {
 		return "", nil, err
 	}
@@ -60,7 +60,7 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	args := slices.Concat(cfg.Entrypoint, cfg.Cmd)
 	c.rec.Container = Container{
 		ID: id, Created: time.Now().UTC(), Path: args[0], Args: args[1:], Config: cfg,
-		ImageID: img.ID, ImageDigest: img.Target.Digest.String(), Driver: "overlayfs",
+		ImageID: img.ID, ImageDigest: img.Manifest.Digest.String(), Driver: "overlayfs",
 		State:        State{Status: StatusCreated},
 		HostnamePath: filepath.Join(c.dir, "hostname"), HostsPath: filepath.Join(c.dir, "hosts"),
 		ResolvConfPath: filepath.Join(c.dir, "resolv.conf"),
@@ -72,7 +72,7 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 		return "", warnings, err
 	}
 	u.Add(func() error { return os.RemoveAll(c.dir) })
-	if err := m.Images.PrepareRootfs(ctx, id, img.ID); err != nil {
+	if err := m.Images.PrepareRootfs(ctx, id, img.Manifest.Digest.String()); err != nil {
 		return "", warnings, err
 	}
 	u.Add(func() error { return m.Images.RemoveRootfs(context.WithoutCancel(ctx), id) })

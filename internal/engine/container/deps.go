@@ -29,6 +29,9 @@ type Keeper interface {
 // Images gives containers their root file systems: (*image.Store).
 type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
+	// ForPlatform is Get for one platform of an image that is for several.
+	ForPlatform(ctx context.Context, ref, platform string) (image.Image, error)
+	// PrepareRootfs takes the digest of a manifest, too.
 	PrepareRootfs(ctx context.Context, containerID, imageID string) error
 	MountRootfs(ctx context.Context, containerID, target string) (image.Rootfs, error)
 	UnmountRootfs(ctx context.Context, containerID, target string) error

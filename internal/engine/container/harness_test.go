@@ -407,6 +407,10 @@ func (f *folderImages) Get(_ context.Context, ref string) (image.Image, error) {
 	return img, nil
 }
 
+func (f *folderImages) ForPlatform(ctx context.Context, ref, _ string) (image.Image, error) {
+	return f.Get(ctx, ref)
+}
+
 func (f *folderImages) of(id string) string { return filepath.Join(f.dir, "of", id) }
 
 func (f *folderImages) PrepareRootfs(_ context.Context, id, _ string) error {

@@ -138,7 +138,7 @@ func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, 
 			}()
 		}
 	}
-	r.ContainerID, r.ParentID = c.id, s.ImageID
+	r.ContainerID, r.ParentID = c.id, firstNonEmpty(s.ImageDigest, s.ImageID)
 	r.Config = imageConfig(&s.Config, r.Config)
 	img, err := m.Images.Commit(ctx, r)
 	if err != nil {

@@ -325,8 +325,8 @@ type Container struct {
 	Path            string
 	Args            []string
 	Config          Config
-	ImageID         string // digest of the image's config
-	ImageDigest     string // digest of its manifest
+	ImageID         string // the image's; of containers made by older versions the digest of its config
+	ImageDigest     string // digest of the manifest of the platform it runs
 	State           State
 	RestartCount    int
 	ManuallyStopped bool

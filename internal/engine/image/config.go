@@ -133,10 +133,12 @@ func chainsOf(layers []string) []string {
 }
 
 // imageOf builds the part of an Image that its blobs say.
-func imageOf(target ocispec.Descriptor, id digest.Digest, c configFile) *Image {
+func imageOf(target, manifest ocispec.Descriptor, config digest.Digest, c configFile) *Image {
 	img := &Image{
-		ID:           id.String(),
+		ID:           target.Digest.String(),
 		Target:       target,
+		Manifest:     manifest,
+		ConfigID:     config.String(),
 		Author:       c.Author,
 		Comment:      c.Comment,
 		OS:           c.OS,
@@ -191,6 +193,7 @@ func (i *Image) clone() Image {
 	c.OnBuild = slices.Clone(i.OnBuild)
 	c.Shell = slices.Clone(i.Shell)
 	c.History = slices.Clone(i.History)
+	c.Manifests = slices.Clone(i.Manifests)
 	if i.Healthcheck != nil {
 		h := *i.Healthcheck
 		h.Test = slices.Clone(h.Test)

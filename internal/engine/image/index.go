@@ -11,9 +11,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -24,7 +25,8 @@ type index struct {
 	mu    sync.RWMutex
 	names map[string]string // full name (docker.io/library/x:latest, or …@sha256:…) → image ID
 	byID  map[string]*Image
-	blobs map[digest.Digest]*Image // by manifest: what its blobs say, read once
+	parts map[string]*Image        // by the digests of their configs and platforms' manifests
+	blobs map[digest.Digest]*Image // by target: what its blobs say, read once
 }
 
 // danglingPrefix starts the record of an image that has no name. No reference of a registry can look like it.
@@ -46,7 +48,7 @@ func (s *Store) reload(ctx context.Context) error {
 	for _, r := range recs {
 		base := s.index.blobs[r.Target.Digest]
 		if base == nil {
-			if base, err = s.readImage(ctx, r); err != nil {
+			if base, err = s.readImage(ctx, r.Target); err != nil {
 				s.log.Error("image left out: its content cannot be read; pull or load it again", "name", r.Name, "err", err)
 				continue
 			}
@@ -73,20 +75,55 @@ func (s *Store) reload(ctx context.Context) error {
 			img.RepoDigests = append(img.RepoDigests, reference.FamiliarString(ref))
 		} else {
 			img.RepoTags = append(img.RepoTags, reference.FamiliarString(ref))
+			img.RepoDigests = append(img.RepoDigests, reference.FamiliarName(ref)+"@"+img.ID)
 		}
 	}
+	parts := map[string]*Image{}
 	for _, img := range byID {
 		slices.Sort(img.RepoTags)
 		slices.Sort(img.RepoDigests)
+		img.RepoDigests = slices.Compact(img.RepoDigests)
+		parts[img.ConfigID] = img
+		for _, m := range img.Manifests {
+			parts[m.Descriptor.Digest.String()] = img
+		}
 	}
-	s.index.names, s.index.byID, s.index.blobs = names, byID, blobs
+	s.index.names, s.index.byID, s.index.blobs, s.index.parts = names, byID, blobs, parts
 	return nil
 }
 
-// readImage reads what the blobs of a record say.
-func (s *Store) readImage(ctx context.Context, r images.Image) (*Image, error) {
+// forget makes the next reload read a target's blobs again.
+func (s *Store) forget(target digest.Digest) {
+	s.index.mu.Lock()
+	defer s.index.mu.Unlock()
+	delete(s.index.blobs, target)
+}
+
+// readImage reads what the blobs of an image say.
+func (s *Store) readImage(ctx context.Context, target ocispec.Descriptor) (*Image, error) {
+	if !isIndex(target.MediaType) {
+		return s.readPlatform(ctx, target, target)
+	}
+	list, err := s.readManifests(ctx, target, 0)
+	if err != nil {
+		return nil, err
+	}
+	m, err := shown(list)
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.readPlatform(ctx, target, m.Descriptor)
+	if err != nil {
+		return nil, err
+	}
+	img.Manifests = list
+	return img, nil
+}
+
+// readPlatform reads what the blobs of one manifest of an image say.
+func (s *Store) readPlatform(ctx context.Context, target, manifest ocispec.Descriptor) (*Image, error) {
 	cs := s.content()
-	m, err := readManifest(ctx, cs, r.Target)
+	m, err := readManifest(ctx, cs, manifest)
 	if err != nil {
 		return nil, err
 	}
@@ -94,10 +131,13 @@ func (s *Store) readImage(ctx context.Context, r images.Image) (*Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img := imageOf(r.Target, m.Config.Digest, c)
-	for _, chain := range chainsOf(img.Layers) {
+	img := imageOf(target, manifest, m.Config.Digest, c)
+	for i, chain := range chainsOf(img.Layers) {
 		u, err := s.snapshots().Usage(ctx, chain)
-		if err != nil {
+		switch {
+		case errdefs.IsNotFound(err) && target.Digest != manifest.Digest:
+			u.Size = m.Layers[i].Size // a platform that is not unpacked
+		case err != nil:
 			return nil, fmt.Errorf("layer %s: %w", chain, err)
 		}
 		img.LayerSizes = append(img.LayerSizes, u.Size)
@@ -134,6 +174,9 @@ func (s *Store) find(ref string) (img *Image, name string, err error) {
 		if img := s.index.byID["sha256:"+full]; img != nil {
 			return img, "", nil
 		}
+		if img := s.index.parts["sha256:"+full]; img != nil {
+			return img, "", nil
+		}
 		if isID {
 			return nil, "", fault.New(fault.NotFound, "No such image: %s", ref)
 		}
@@ -148,7 +191,7 @@ func (s *Store) find(ref string) (img *Image, name string, err error) {
 		if d, ok := named.(reference.Digested); ok {
 			// The digest of the platform's own manifest names the image as well as that of the index it came from.
 			for _, img := range s.index.byID {
-				if img.Target.Digest == d.Digest() && hasRepo(img, named) {
+				if (img.Target.Digest == d.Digest() || img.Manifest.Digest == d.Digest()) && hasRepo(img, named) {
 					return img, "", nil
 				}
 			}

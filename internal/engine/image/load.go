@@ -27,7 +27,8 @@ type found struct {
 }
 
 // Load takes every image of an archive into the store: one that `docker save` wrote in any version since 1.10, or an OCI
-// layout, plain or compressed with gzip or zstd. Of an image for several platforms it takes this host's. It returns the
+// layout, plain or compressed with gzip or zstd. Of an image for several platforms all that the archive has is kept, and this
+// host's is unpacked. It returns the
 // images; a line of progress "Loaded image: NAME" (or "Loaded image ID: ID") goes out for each.
 func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) (_ []Image, err error) {
 	emit := serial(progress)
@@ -69,6 +70,9 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	var out []Image
 	for _, f := range list {
 		img, err := s.adopt(ctx, f.target, emit)
+		if errors.Is(err, errNothingHere) {
+			return out, fault.New(fault.InvalidArgument, "the archive holds no image for %s", platforms.Format(platforms.DefaultSpec()))
+		}
 		if err != nil {
 			return out, archiveError(err)
 		}
@@ -129,8 +133,7 @@ func abortIngests(ctx context.Context, cs content.Store, prefix string) error {
 	return nil
 }
 
-// findImages lists the images of an archive's index, those with several names once. Indexes in it are followed to this
-// host's platform.
+// findImages lists the images of an archive's index, those with several names once.
 func findImages(ctx context.Context, p content.Provider, desc ocispec.Descriptor) ([]*found, error) {
 	var list []*found
 	seen := map[string]*found{}
@@ -143,7 +146,7 @@ func findImages(ctx context.Context, p content.Provider, desc ocispec.Descriptor
 		if err != nil {
 			return nil, err
 		}
-		target, err := pick(ctx, p, d, 0)
+		target, err := pick(ctx, p, d)
 		if errors.Is(err, errNoPlatform) {
 			continue
 		}
@@ -165,34 +168,21 @@ func findImages(ctx context.Context, p content.Provider, desc ocispec.Descriptor
 
 var errNoPlatform = errors.New("nothing for this platform")
 
-// pick follows indexes to a manifest that is in the archive.
-func pick(ctx context.Context, p content.Provider, d ocispec.Descriptor, depth int) (ocispec.Descriptor, error) {
+// pick is the descriptor of an image of an archive, a manifest or an index, without what the archive says of it.
+func pick(ctx context.Context, p content.Provider, d ocispec.Descriptor) (ocispec.Descriptor, error) {
 	if err := checkDescriptor(d); err != nil {
 		return d, fault.New(fault.InvalidArgument, "index: %w", err)
 	}
-	if depth > 3 {
-		return d, fault.New(fault.InvalidArgument, "index %s: more than 3 indexes within each other", d.Digest)
-	}
-	if !isManifest(d.MediaType) && !isIndex(d.MediaType) {
-		return d, errNoPlatform
-	}
 	clean := ocispec.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
-	if isManifest(d.MediaType) {
-		if d.Platform != nil && d.Platform.OS == "unknown" {
-			return d, errNoPlatform
-		}
-		_, err := readManifest(ctx, p, clean)
+	switch {
+	case isIndex(d.MediaType):
+		_, err := readIndex(ctx, p, clean)
 		return clean, err
-	}
-	idx, err := readIndex(ctx, p, clean)
-	if err != nil {
-		return d, err
-	}
-	best, err := choose(idx.Manifests, platforms.Default())
-	if err != nil {
+	case !isManifest(d.MediaType), d.Platform != nil && d.Platform.OS == "unknown":
 		return d, errNoPlatform
 	}
-	return pick(ctx, p, best, depth+1)
+	_, err := readManifest(ctx, p, clean)
+	return clean, err
 }
 
 func readIndex(ctx context.Context, p content.Provider, desc ocispec.Descriptor) (ocispec.Index, error) {

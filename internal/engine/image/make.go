@@ -183,7 +183,7 @@ func (s *Store) Commit(ctx context.Context, r CommitRequest) (_ Image, err error
 		}
 		names = []string{named.String()}
 	}
-	parent, _, err := s.find(r.ParentID)
+	parent, err := s.findPlatform(ctx, r.ParentID)
 	if err != nil {
 		return Image{}, err
 	}
@@ -205,7 +205,7 @@ func (s *Store) Commit(ctx context.Context, r CommitRequest) (_ Image, err error
 	if err := s.leaseImage(ctx, parent); err != nil {
 		return Image{}, err
 	}
-	m, err := readManifest(ctx, cs, parent.Target)
+	m, err := readManifest(ctx, cs, parent.Manifest)
 	if err != nil {
 		return Image{}, err
 	}

@@ -45,7 +45,7 @@ func (s *Store) setNames(ctx context.Context, id string, target ocispec.Descript
 			}
 		}
 		if len(names) > 0 {
-			return dropRecord(ctx, store, danglingPrefix+id)
+			return s.dropNameless(ctx, store, id)
 		}
 		if len(s.namesOf(id)) > 0 {
 			return nil
@@ -54,6 +54,9 @@ func (s *Store) setNames(ctx context.Context, id string, target ocispec.Descript
 	})
 	if err != nil {
 		return fmt.Errorf("naming image %s: %w", id, err)
+	}
+	if isIndex(target.MediaType) {
+		s.forget(target.Digest) // another platform of it may have come
 	}
 	return s.reload(ctx)
 }
@@ -76,6 +79,20 @@ func (s *Store) keepNameless(ctx context.Context, store images.Store, old images
 		}
 	}
 	return createRecord(ctx, store, danglingPrefix+base.ID, old.Target)
+}
+
+// dropNameless drops the records by which an image is kept without a name.
+func (s *Store) dropNameless(ctx context.Context, store images.Store, id string) error {
+	s.index.mu.RLock()
+	defer s.index.mu.RUnlock()
+	for name, of := range s.index.names {
+		if of == id && strings.HasPrefix(name, danglingPrefix) {
+			if err := dropRecord(ctx, store, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 func createRecord(ctx context.Context, store images.Store, name string, target ocispec.Descriptor) error {
@@ -109,6 +126,9 @@ func (s *Store) dropNames(ctx context.Context, img *Image, names []string, keep 
 			if err := dropRecord(ctx, store, n); err != nil {
 				return err
 			}
+		}
+		if !keep && len(names) == len(s.namesOf(img.ID)) {
+			return s.dropNameless(ctx, store, img.ID)
 		}
 		return nil
 	})

@@ -85,13 +85,24 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 		labels.LabelDistributionSource + "." + reference.Domain(named): reference.Path(named),
 	}}
 	root := desc.Digest
-	target, err := p.manifest(ctx, desc, match, 0)
+	manifest, err := p.manifest(ctx, desc, match, 0)
 	if err != nil {
 		return Image{}, registryError("pull", named, err)
 	}
-	img, err := p.image(ctx, target)
+	img, err := p.image(ctx, manifest)
 	if err != nil {
 		return Image{}, registryError("pull", named, err)
+	}
+	target := manifest
+	if root != manifest.Digest {
+		target = ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: root, Size: desc.Size}
+		if isIndex(desc.MediaType) {
+			target.MediaType = desc.MediaType
+		}
+		if err := s.bindIndex(ctx, target, 0); err != nil {
+			return Image{}, registryError("pull", named, err)
+		}
+		img.ID, img.Target = root.String(), target
 	}
 	if got := (ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant}); platform != "" && img.OS != "" && !match.Match(platforms.Normalize(got)) {
 		return Image{}, fault.New(fault.NotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
@@ -119,7 +130,7 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 	} else {
 		emit(Progress{Status: "Status: Downloaded newer image for " + reference.FamiliarString(named)})
 	}
-	return s.Get(ctx, img.ID)
+	return s.ForPlatform(ctx, img.ID, platform)
 }
 
 // puller is one pull.
@@ -263,7 +274,7 @@ func (p *puller) image(ctx context.Context, target ocispec.Descriptor) (*Image, 
 	if err := p.s.bind(ctx, target, m, c); err != nil {
 		return nil, err
 	}
-	return imageOf(target, m.Config.Digest, c), nil
+	return imageOf(target, target, m.Config.Digest, c), nil
 }
 
 // layer fetches a layer with its lines of progress; fresh is false when it was there.

@@ -504,7 +504,7 @@ func TestPullChoosesThePlatform(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if img.ID != ids[runtime.GOARCH] {
+	if img.Manifest.Digest.String() != ids[runtime.GOARCH] || img.Architecture != runtime.GOARCH {
 		t.Errorf("pulled %s, want that for %s", img.Architecture, runtime.GOARCH)
 	}
 	desc, all, err := s.Resolve(t.Context(), ref, Auth{})
@@ -520,8 +520,43 @@ func TestPullChoosesThePlatform(t *testing.T) {
 		}
 	}
 	other, err := s.Pull(t.Context(), ref, "linux/s390x", Auth{}, nil)
-	if err != nil || other.ID != ids["s390x"] {
+	if err != nil || other.ID != img.ID || other.Manifest.Digest.String() != ids["s390x"] {
 		t.Errorf("pull for another platform: %s, %v", other.Architecture, err)
+	}
+	// Both are there now, under one name.
+	if got, err := s.Get(t.Context(), ref); err != nil || got.Architecture != runtime.GOARCH || got.ID != desc.Digest.String() {
+		t.Errorf("after the pull for another platform: %s %s, %v", got.Architecture, got.ID, err)
+	}
+	for _, arch := range []string{runtime.GOARCH, "s390x"} {
+		got, err := s.ForPlatform(t.Context(), ref, "linux/"+arch)
+		if err != nil || got.Architecture != arch {
+			t.Errorf("for %s: %s, %v", arch, got.Architecture, err)
+		}
+		if err := s.PrepareRootfs(t.Context(), "c-"+arch, got.Manifest.Digest.String()); err != nil {
+			t.Fatal(err)
+		}
+		mounted, err := s.MountRootfs(t.Context(), "c-"+arch, filepath.Join(t.TempDir(), "rootfs"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(filepath.Join(mounted.Path, "arch")); err != nil || string(b) != arch {
+			t.Errorf("the files for %s: %q, %v", arch, b, err)
+		}
+		if err := errors.Join(s.UnmountRootfs(t.Context(), "c-"+arch, mounted.Path), s.RemoveRootfs(t.Context(), "c-"+arch)); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := s.ForPlatform(t.Context(), ref, "linux/arm64"); runtime.GOARCH != "arm64" && !fault.Is(err, fault.NotFound) {
+		t.Errorf("a platform that was not pulled: %v", err)
+	}
+	for _, arch := range []string{"s390x", runtime.GOARCH} {
+		removed, err := s.RemovePlatforms(t.Context(), ref, []ocispec.Platform{{OS: "linux", Architecture: arch}}, false, nil)
+		if err != nil || len(removed) == 0 || removed[0].Deleted != ids[arch] {
+			t.Errorf("removal of %s: %+v, %v", arch, removed, err)
+		}
+	}
+	if _, err := s.Get(t.Context(), ref); !fault.Is(err, fault.NotFound) {
+		t.Errorf("an image without any platform is still there: %v", err)
 	}
 	if _, err := s.Pull(t.Context(), ref, "linux/riscv64", Auth{}, nil); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "no matching manifest") {
 		t.Errorf("pull for a platform there is not: %v", err)

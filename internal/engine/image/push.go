@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/labels"
@@ -82,7 +83,23 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 	if err := s.leaseImage(ctx, img); err != nil {
 		return err
 	}
-	m, err := readManifest(ctx, s.content(), img.Target)
+	// An image for several platforms goes as a whole, or, where this host has not all of it, as the platform that it has.
+	target := img.Manifest
+	if img.whole() {
+		target = img.Target
+	}
+	var blobs, manifests []ocispec.Descriptor
+	seen := map[string]bool{} // platforms share layers, and a manifest may name one twice
+	err := s.everything(ctx, target, 0, func(d ocispec.Descriptor) {
+		switch {
+		case seen[d.Digest.String()]:
+		case isManifest(d.MediaType) || isIndex(d.MediaType):
+			manifests = append(manifests, d)
+		default:
+			blobs = append(blobs, d)
+		}
+		seen[d.Digest.String()] = true
+	})
 	if err != nil {
 		return err
 	}
@@ -93,37 +110,52 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 	if err != nil {
 		return err
 	}
-	for _, l := range m.Layers {
-		emit(Progress{ID: short(l.Digest), Status: "Preparing"})
+	for _, b := range blobs {
+		if images.IsLayerType(b.MediaType) {
+			emit(Progress{ID: short(b.Digest), Status: "Preparing"})
+		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(maxUploads)
-	sent := map[string]bool{} // a manifest may name a layer twice
-	for _, l := range m.Layers {
-		if sent[l.Digest.String()] {
-			continue
+	for _, b := range blobs {
+		lines := emit
+		if !images.IsLayerType(b.MediaType) {
+			lines = nil
 		}
-		sent[l.Digest.String()] = true
-		g.Go(func() error { return s.pushBlob(gctx, pusher, track, l, emit) })
+		g.Go(func() error { return s.pushBlob(gctx, pusher, track, b, lines) })
 	}
-	g.Go(func() error { return s.pushBlob(gctx, pusher, track, m.Config, nil) })
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := s.pushBlob(ctx, pusher, track, img.Target, nil); err != nil {
-		return err
+	// A registry takes no manifest before what it names. Only the last is what the tag stands for.
+	for i, m := range manifests {
+		p := pusher
+		if i < len(manifests)-1 {
+			byDigest, err := reference.WithDigest(reference.TrimNamed(named), m.Digest)
+			if err != nil {
+				return err
+			}
+			if p, err = s.hub.resolver(ctx, named, auth, true, track).Pusher(ctx, byDigest.String()); err != nil {
+				return err
+			}
+		}
+		if err := s.pushBlob(ctx, p, track, m, nil); err != nil {
+			return err
+		}
 	}
-	canonical, err := reference.WithDigest(reference.TrimNamed(named), img.Target.Digest)
-	if err != nil {
-		return err
-	}
-	if err := s.setNames(ctx, img.ID, img.Target, canonical.String()); err != nil {
-		return err
+	if target.Digest == img.Target.Digest {
+		canonical, err := reference.WithDigest(reference.TrimNamed(named), target.Digest)
+		if err != nil {
+			return err
+		}
+		if err := s.setNames(ctx, img.ID, img.Target, canonical.String()); err != nil {
+			return err
+		}
 	}
 	tag := named.(reference.Tagged).Tag()
-	d := img.Target.Digest.String()
-	emit(Progress{Status: fmt.Sprintf("%s: digest: %s size: %d", tag, d, img.Target.Size)})
-	emit(Progress{Aux: Pushed{Tag: tag, Digest: d, Size: img.Target.Size}})
+	d := target.Digest.String()
+	emit(Progress{Status: fmt.Sprintf("%s: digest: %s size: %d", tag, d, target.Size)})
+	emit(Progress{Aux: Pushed{Tag: tag, Digest: d, Size: target.Size}})
 	return nil
 }
 

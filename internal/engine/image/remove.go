@@ -67,21 +67,19 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 	names := s.namesOf(img.ID)
 	containers, running := s.users(inUse, img.ID)
 
-	if byID := isIDPrefix(img.ID, ref); !byID {
-		if name == "" { // repo@DIGEST of the manifest rather than of what was pulled
-			for _, n := range names {
-				if base, _, ok := strings.Cut(n, "@"); ok && strings.HasPrefix(ref, familiarBase(base)) {
-					name = n
-				}
-			}
-		}
+	if byID := name == "" && !strings.Contains(ref, "@"); !byID {
 		if !force && len(containers) > 0 && singleReference(names) {
 			return nil, fault.New(fault.Conflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image %s",
 				ref, shortID(containers[0]), shortID(img.ID))
 		}
 		drop := []string{name}
 		rest := slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == name })
-		if !strings.Contains(name, "@") {
+		if named, err := reference.ParseNormalizedNamed(ref); err == nil && (name == "" || strings.Contains(name, "@")) {
+			// REPOSITORY@DIGEST stands for all names of that repository.
+			of := func(n string) bool { return repoOf(n) == named.Name() }
+			drop = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !of(n) })
+			rest = slices.DeleteFunc(slices.Clone(names), of)
+		} else {
 			// With the last tag of a repository its digests go too.
 			repo := repoOf(name)
 			if !slices.ContainsFunc(rest, func(n string) bool { return !strings.Contains(n, "@") && repoOf(n) == repo }) {
@@ -137,11 +135,15 @@ func (s *Store) deleteImage(ctx context.Context, img *Image) (out []Removed, fre
 	if err != nil {
 		return nil, 0, err
 	}
-	freed = s.sumUsage(ctx, gone)
-	if err := s.dropNames(ctx, img, append(s.namesOf(img.ID), danglingPrefix+img.ID), false); err != nil {
+	there := slices.DeleteFunc(slices.Clone(gone), func(c string) bool { // a platform may not be unpacked
+		_, err := s.snapshots().Stat(ctx, c)
+		return err != nil
+	})
+	freed = s.sumUsage(ctx, there)
+	if err := s.dropNames(ctx, img, s.namesOf(img.ID), false); err != nil {
 		return nil, 0, err
 	}
-	for _, c := range slices.Backward(gone) {
+	for _, c := range slices.Backward(there) {
 		out = append(out, Removed{Deleted: c})
 	}
 	return out, freed, s.GC(ctx)
@@ -231,16 +233,4 @@ func repoOf(name string) string {
 		return name
 	}
 	return n.Name()
-}
-
-func familiarBase(full string) string {
-	n, err := reference.ParseNormalizedNamed(full)
-	if err != nil {
-		return full
-	}
-	return reference.FamiliarName(n)
-}
-
-func isIDPrefix(id, ref string) bool {
-	return strings.HasPrefix(id, ref) || strings.HasPrefix(strings.TrimPrefix(id, "sha256:"), ref)
 }

@@ -139,20 +139,26 @@ func (s *Store) deleteLater(dir string) {
 	})
 }
 
-// PrepareRootfs makes a writable root file system for a container on the layers of an image, given by its ID. From then
+// PrepareRootfs makes a writable root file system for a container on the layers of an image, given by its ID or, where it
+// is for several platforms, by the digest of one's manifest. From then
 // on the layers stay, whatever happens to the image, until RemoveRootfs.
 func (s *Store) PrepareRootfs(ctx context.Context, containerID, imageID string) error {
 	dir, err := s.rootfsDir(containerID)
 	if err != nil {
 		return err
 	}
-	img, _, err := s.find(imageID)
+	img, err := s.findPlatform(ctx, imageID)
 	if err != nil {
 		return err
 	}
 	chain := scratchChain
 	if chains := chainsOf(img.Layers); len(chains) > 0 {
 		chain = chains[len(chains)-1]
+	}
+	if slices.ContainsFunc(img.Manifests, func(m Manifest) bool { return m.Descriptor.Digest == img.Manifest.Digest && m.Unpacked == 0 }) {
+		if err := s.unpacked(ctx, img); err != nil {
+			return err
+		}
 	}
 	s.rootfs.mu.RLock()
 	defer s.rootfs.mu.RUnlock()

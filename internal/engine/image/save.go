@@ -62,19 +62,19 @@ func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) (err error
 		if err := s.leaseImage(ctx, img); err != nil {
 			return err
 		}
-		m, err := readManifest(ctx, cs, img.Target)
+		m, err := readManifest(ctx, cs, img.Manifest)
 		if err != nil {
 			return err
 		}
 		dm := dockerManifest{Config: blobPath(m.Config.Digest), RepoTags: []string{}, Layers: []string{}}
-		for _, l := range append([]ocispec.Descriptor{img.Target, m.Config}, m.Layers...) {
-			blobs[l.Digest] = l
+		if err := s.everything(ctx, img.Target, 0, func(b ocispec.Descriptor) { blobs[b.Digest] = b }); err != nil {
+			return err
 		}
 		for _, l := range m.Layers {
 			dm.Layers = append(dm.Layers, blobPath(l.Digest))
 		}
 		desc := ocispec.Descriptor{MediaType: img.Target.MediaType, Digest: img.Target.Digest, Size: img.Target.Size}
-		if img.OS != "" {
+		if img.OS != "" && len(img.Manifests) == 0 {
 			desc.Platform = &ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant}
 		}
 		for _, name := range slices.Sorted(maps.Keys(chosen[id])) {

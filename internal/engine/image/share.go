@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -107,10 +106,10 @@ func (i sharedImages) Update(ctx context.Context, img images.Image, _ ...string)
 		}
 		names = []string{named.String()}
 	}
-	target, err := pick(ctx, i.s.content(), img.Target, 0)
+	target, err := pick(ctx, i.s.content(), img.Target)
 	if err != nil {
 		if err == errNoPlatform { //nolint:errorlint // it is returned as it is
-			err = fault.New(fault.InvalidArgument, "what was built has nothing for this host's platform: it can be pushed or written to a file (--output type=oci,dest=FILE), not kept here")
+			err = fault.New(fault.InvalidArgument, "what was built is no image: it can be pushed or written to a file (--output type=oci,dest=FILE), not kept here")
 		}
 		return img, err
 	}
@@ -137,12 +136,6 @@ func (s *Store) holdLease(ctx context.Context) (context.Context, func(), error) 
 
 // DanglingPrefix begins the name by which an image is made that gets none.
 const DanglingPrefix = danglingPrefix
-
-// ConfigDigest returns the ID of the image that was made of target.
-func (s *Store) ConfigDigest(ctx context.Context, target ocispec.Descriptor) (string, error) {
-	m, err := readManifest(s.ns(ctx), s.content(), target)
-	return m.Config.Digest.String(), err
-}
 
 // RegistryHosts returns how to reach the registries of images, for a program that speaks to them itself: which have
 // mirrors and which may be insecure. The credentials are the caller's business.

@@ -9,10 +9,14 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Image is an image on this host. ID is the digest of its config, as Docker's classic store shows it.
+// Image is an image on this host, as one of its platforms shows it. ID is the digest of its manifest or, where it is made
+// for several platforms, of its index, as Docker shows it since version 29.
 type Image struct {
 	ID           string             // sha256:…
 	Target       ocispec.Descriptor // its manifest or index
+	Manifest     ocispec.Descriptor // its platform's manifest: Target itself unless that is an index
+	Manifests    []Manifest         // what the index lists; nil without one
+	ConfigID     string             // digest of its config, which older versions had for an ID
 	RepoTags     []string
 	RepoDigests  []string
 	Created      time.Time

@@ -33,6 +33,34 @@ const (
 // adopt makes an image of blobs that are in the content store and held by ctx's lease: it unpacks its layers, ties
 // blobs and layers together for the garbage collector, and returns what the blobs say.
 func (s *Store) adopt(ctx context.Context, target ocispec.Descriptor, progress func(Progress)) (*Image, error) {
+	if !isIndex(target.MediaType) {
+		return s.adoptManifest(ctx, target, progress)
+	}
+	list, err := s.readManifests(ctx, target, 0)
+	if err != nil {
+		return nil, err
+	}
+	m, err := shown(list)
+	if err != nil {
+		return nil, err
+	}
+	img, err := s.adoptManifest(ctx, m.Descriptor, progress)
+	if err != nil && isTarError(err) && ctx.Err() == nil {
+		// No root file system, but all there to be looked at and handed on.
+		if progress != nil {
+			progress(Progress{Status: "Error unpacking image: " + err.Error()})
+		}
+		img, err = s.readPlatform(ctx, target, m.Descriptor)
+	}
+	if err != nil {
+		return nil, err
+	}
+	img.ID, img.Target = target.Digest.String(), target
+	return img, s.bindIndex(ctx, target, 0)
+}
+
+// adoptManifest is adopt of one platform.
+func (s *Store) adoptManifest(ctx context.Context, target ocispec.Descriptor, progress func(Progress)) (*Image, error) {
 	cs := s.content()
 	m, err := readManifest(ctx, cs, target)
 	if err != nil {
@@ -48,7 +76,7 @@ func (s *Store) adopt(ctx context.Context, target ocispec.Descriptor, progress f
 	if err := s.bind(ctx, target, m, c); err != nil {
 		return nil, err
 	}
-	return imageOf(target, m.Config.Digest, c), nil
+	return imageOf(target, target, m.Config.Digest, c), nil
 }
 
 // bind sets the labels by which the garbage collector goes from manifest to config and layers, and from config to the
@@ -70,11 +98,7 @@ func (s *Store) bind(ctx context.Context, target ocispec.Descriptor, m ocispec.M
 	if err := failpoint.Hit("engine/image.bind.between"); err != nil {
 		return err
 	}
-	labels := map[string]string{labelRefContent + "config": m.Config.Digest.String()}
-	for i, l := range m.Layers {
-		labels[fmt.Sprintf("%sl.%d", labelRefContent, i)] = l.Digest.String()
-	}
-	return setLabels(ctx, cs, target.Digest, labels)
+	return setLabels(ctx, cs, target.Digest, contentLabels(m))
 }
 
 func setLabels(ctx context.Context, cs content.Manager, d digest.Digest, labels map[string]string) error {

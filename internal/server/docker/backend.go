@@ -71,7 +71,10 @@ type (
 // Images is (*image.Store).
 type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
+	// ForPlatform is Get for one platform of an image that is for several; "" is this host's.
+	ForPlatform(ctx context.Context, ref, platform string) (image.Image, error)
 	List(ctx context.Context) ([]image.Image, error)
+	Attestations(ctx context.Context, ref string, platform *ocispec.Platform, types []string, statements bool) ([]image.Attestation, error)
 	Pull(ctx context.Context, ref, platform string, auth image.Auth, progress func(image.Progress)) (image.Image, error)
 	// Tags returns the tags that a registry has of a repository.
 	Tags(ctx context.Context, repository string, auth image.Auth) ([]string, error)
@@ -81,6 +84,7 @@ type Images interface {
 	Import(ctx context.Context, r io.Reader, ref string, o image.ImportOptions) (image.Image, error)
 	Tag(ctx context.Context, source, target string) error
 	Remove(ctx context.Context, ref string, force, prune bool, inUse func(imageID string) []string) ([]image.Removed, error)
+	RemovePlatforms(ctx context.Context, ref string, list []ocispec.Platform, force bool, inUse func(manifest string) []string) ([]image.Removed, error)
 	Prune(ctx context.Context, filter func(image.Image) bool, inUse func(imageID string) []string) ([]image.Removed, int64, error)
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/storage"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/network"
@@ -60,6 +61,9 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 		out.SizeRw, out.SizeRootFs = &rw, &rootfs
 	}
 	out.HostConfig.Links = a.linksOf(&c)
+	if r.version >= 1048 {
+		out.ImageManifestDescriptor = a.manifestOf(r, &c)
+	}
 	settings := networkSettings(&c)
 	out.NetworkSettings = settings
 	if r.version < 1052 {
@@ -80,6 +84,22 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// manifestOf is what a container runs of its image; nil once the image is gone.
+func (a *containerAPI) manifestOf(r *request, c *container.Container) *ocispec.Descriptor {
+	img, err := a.images.Get(r.Context(), c.ImageDigest)
+	if err != nil {
+		return nil
+	}
+	d, p := img.Manifest, platformOf(&img)
+	for _, m := range img.Manifests { // it may not be the one by which the image is shown
+		if m.Descriptor.Digest.String() == c.ImageDigest {
+			d, p = m.Descriptor, m.Platform
+		}
+	}
+	d.Platform = &p
+	return &d
 }
 
 // linksOf shows a container's links as "/TARGET:/NAME/ALIAS", without those whose target is gone.

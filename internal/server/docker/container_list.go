@@ -179,7 +179,7 @@ func (a *containerAPI) ancestors(ctx context.Context, refs []string) (func(*cont
 		ids[img.ID] = true
 	}
 	return func(c *container.Container) bool {
-		return ids[c.ImageID] || slices.ContainsFunc(refs, func(ref string) bool { return familiar(ref) == familiar(c.Config.Image) })
+		return ids[c.ImageID] || ids[c.ImageDigest] || slices.ContainsFunc(refs, func(ref string) bool { return familiar(ref) == familiar(c.Config.Image) })
 	}, nil
 }
 

@@ -10,6 +10,9 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/engine/volume"
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -94,6 +97,34 @@ func (f *fakeImages) Remove(ctx context.Context, ref string, force, _ bool, inUs
 		return nil, fault.New(fault.Conflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image", ref, shortID(users[0]))
 	}
 	return []image.Removed{{Untagged: ref}, {Deleted: img.ID}}, nil
+}
+func (f *fakeImages) ForPlatform(ctx context.Context, ref, platform string) (image.Image, error) {
+	img, err := f.Get(ctx, ref)
+	for _, m := range img.Manifests {
+		if platform != "" && platforms.Format(m.Platform) == platform {
+			img.Manifest, img.OS, img.Architecture, img.Variant = m.Descriptor, m.Platform.OS, m.Platform.Architecture, m.Platform.Variant
+		}
+	}
+	return img, err
+}
+func (f *fakeImages) Attestations(ctx context.Context, ref string, _ *ocispec.Platform, types []string, statements bool) ([]image.Attestation, error) {
+	if _, err := f.Get(ctx, ref); err != nil {
+		return nil, err
+	}
+	a := image.Attestation{PredicateType: "https://spdx.dev/Document"}
+	if len(types) > 0 && types[0] != a.PredicateType {
+		return nil, nil
+	}
+	if statements {
+		a.Statement = []byte(`{"a":1}`)
+	}
+	return []image.Attestation{a}, nil
+}
+func (f *fakeImages) RemovePlatforms(_ context.Context, _ string, list []ocispec.Platform, _ bool, _ func(string) []string) (out []image.Removed, err error) {
+	for _, p := range list {
+		out = append(out, image.Removed{Deleted: "sha256:" + p.Architecture})
+	}
+	return out, nil
 }
 func (f *fakeImages) Prune(ctx context.Context, filter func(image.Image) bool, _ func(string) []string) (out []image.Removed, freed int64, err error) {
 	images, _ := f.List(ctx)

@@ -6,7 +6,6 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 )
@@ -33,18 +32,26 @@ func imageSummary(img *image.Image, r *request) apiimage.Summary {
 	return s
 }
 
-// manifests shows the one platform that this host keeps of an image.
-func manifests(img *image.Image, users []string) []apiimage.ManifestSummary {
-	m := apiimage.ManifestSummary{
-		ID: img.Target.Digest.String(), Descriptor: img.Target, Available: true, Kind: apiimage.ManifestKindImage,
-		ImageData: &apiimage.ImageProperties{
-			Platform:   ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant},
-			Containers: list(users),
-		},
+// manifests shows what an image has for which platforms. users tells which containers use a manifest.
+func manifests(img *image.Image, users func(string) []string) []apiimage.ManifestSummary {
+	in := img.Manifests
+	if len(in) == 0 {
+		in = []image.Manifest{{Descriptor: img.Target, Platform: platformOf(img), Kind: image.KindImage, Available: true, Content: img.Target.Size, Unpacked: img.Size}}
 	}
-	m.Size.Content, m.Size.Total = img.Target.Size, img.Size
-	m.ImageData.Size.Unpacked = img.Size
-	return []apiimage.ManifestSummary{m}
+	out := make([]apiimage.ManifestSummary, len(in))
+	for i, m := range in {
+		s := apiimage.ManifestSummary{ID: m.Descriptor.Digest.String(), Descriptor: m.Descriptor, Available: m.Available, Kind: apiimage.ManifestKind(m.Kind)}
+		s.Size.Content, s.Size.Total = m.Content, m.Content+m.Unpacked
+		switch m.Kind {
+		case image.KindImage:
+			s.ImageData = &apiimage.ImageProperties{Platform: m.Platform, Containers: list(users(s.ID))}
+			s.ImageData.Size.Unpacked = m.Unpacked
+		case image.KindAttestation:
+			s.AttestationData = &apiimage.AttestationProperties{For: m.Of}
+		}
+		out[i] = s
+	}
+	return out
 }
 
 // legacyImageInspect adds what versions before 1.52 always had.
@@ -79,7 +86,7 @@ type oldestImageConfig struct {
 	Tty, OpenStdin, StdinOnce               bool
 }
 
-func imageInspect(img *image.Image, r *request, users func() []string) any {
+func imageInspect(img *image.Image, r *request, onePlatform bool, users func(string) []string) any {
 	out := apiimage.InspectResponse{
 		ID: img.ID, RepoTags: list(img.RepoTags), RepoDigests: list(img.RepoDigests), Comment: img.Comment, Author: img.Author,
 		Config: imageConfig(img), Architecture: img.Architecture, Variant: img.Variant, Os: img.OS, Size: img.Size,
@@ -90,8 +97,12 @@ func imageInspect(img *image.Image, r *request, users func() []string) any {
 	}
 	if r.version >= 1048 && img.Target.Digest != "" {
 		out.Descriptor = &img.Target
+		if onePlatform {
+			d, p := img.Manifest, platformOf(img)
+			d.Platform, out.Descriptor = &p, &d
+		}
 		if r.flag("manifests") {
-			out.Manifests = manifests(img, users())
+			out.Manifests = manifests(img, users)
 		}
 	}
 	if r.version >= 1052 {

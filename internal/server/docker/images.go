@@ -17,6 +17,7 @@ import (
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -60,10 +61,10 @@ func (a *imageAPI) named(verbs map[string]handler) handler {
 	}
 }
 
-// users tells which containers use an image, as their own or as a mount.
+// users tells which containers use an image, given by its ID or a manifest of it, as their own or as a mount.
 func (a *imageAPI) users(imageID string) (ids []string) {
 	for _, c := range a.containers.List() {
-		if c.ImageID == imageID || slices.Contains(c.MountedImages, imageID) {
+		if c.ImageID == imageID || c.ImageDigest == imageID || slices.Contains(c.MountedImages, imageID) {
 			ids = append(ids, c.ID)
 		}
 	}
@@ -123,7 +124,7 @@ func (a *imageAPI) list(w *response, r *request) error {
 			}
 		}
 		if r.version >= 1047 && r.flag("manifests") {
-			s.Manifests = manifests(&img, a.users(img.ID))
+			s.Manifests = manifests(&img, a.users)
 		}
 		out = append(out, s)
 	}
@@ -150,26 +151,74 @@ func matchesReference(patterns []string, name string) bool {
 }
 
 func (a *imageAPI) inspect(w *response, r *request) error {
-	img, err := a.backend.Get(r.Context(), r.PathValue("name"))
+	platform, err := r.platform(1049)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, imageInspect(&img, r, func() []string { return a.users(img.ID) }))
+	if platform != nil && r.flag("manifests") {
+		return fault.New(fault.InvalidArgument, "conflicting options: manifests and platform options cannot both be set")
+	}
+	img, err := a.forPlatform(r, platform)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, imageInspect(&img, r, platform != nil, a.users))
+}
+
+// forPlatform finds the image that a request is about, as the platform shows it.
+func (a *imageAPI) forPlatform(r *request, platform *ocispec.Platform) (image.Image, error) {
+	if platform == nil {
+		return a.backend.Get(r.Context(), r.PathValue("name"))
+	}
+	name := platforms.Format(*platform)
+	img, err := a.backend.ForPlatform(r.Context(), r.PathValue("name"), name)
+	if err == nil && !platforms.OnlyStrict(platforms.Normalize(*platform)).Match(platforms.Normalize(platformOf(&img))) {
+		err = fault.New(fault.NotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+			r.PathValue("name"), platforms.Format(platformOf(&img)), name)
+	}
+	return img, err
+}
+
+func platformOf(img *image.Image) ocispec.Platform {
+	return ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant}
 }
 
 func (a *imageAPI) history(w *response, r *request) error {
-	img, err := a.backend.Get(r.Context(), r.PathValue("name"))
+	platform, err := r.platform(1048)
+	if err != nil {
+		return err
+	}
+	img, err := a.forPlatform(r, platform)
 	if err != nil {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, imageHistory(&img))
 }
 
-func (a *imageAPI) attestations(_ *response, r *request) error {
+// attestations shows the statements that a builder made of an image.
+func (a *imageAPI) attestations(w *response, r *request) error {
 	if r.version < 1055 {
 		return fault.New(fault.NotFound, "page not found")
 	}
-	return fault.New(fault.NotImplemented, "attestations of images are not implemented")
+	if len(r.query["platform"]) > 1 {
+		return fault.New(fault.InvalidArgument, "only one platform value is currently supported")
+	}
+	platform, err := r.platform(1055)
+	if err != nil {
+		return err
+	}
+	list, err := a.backend.Attestations(r.Context(), r.PathValue("name"), platform, r.query["type"], r.flag("statement"))
+	if err != nil {
+		return err
+	}
+	out := make([]apiimage.AttestationStatement, len(list))
+	for i, at := range list {
+		out[i] = apiimage.AttestationStatement{Descriptor: at.Descriptor, PredicateType: at.PredicateType}
+		if at.Statement != nil {
+			out[i].Statement = &at.Statement
+		}
+	}
+	return writeJSON(w, http.StatusOK, out)
 }
 
 func (a *imageAPI) create(w *response, r *request) error {
@@ -461,9 +510,29 @@ func (a *imageAPI) remove(w *response, r *request) error {
 	if strings.TrimSpace(name) == "" {
 		return fault.New(fault.InvalidArgument, "image name cannot be blank")
 	}
+	if r.version >= 1050 && r.query.Has("platforms") {
+		return a.removePlatforms(w, r, name)
+	}
 	img, _ := a.backend.Get(r.Context(), name) // for the events: its names go first
 	removed, err := a.backend.Remove(r.Context(), name, r.flag("force"), !r.flag("noprune"), a.users)
 	a.removedEvents(removed, img.ID)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, removals(removed))
+}
+
+// removePlatforms removes some of the platforms of an image.
+func (a *imageAPI) removePlatforms(w *response, r *request, name string) error {
+	var list []ocispec.Platform
+	for _, s := range r.query["platforms"] {
+		p, err := decodePlatform(s)
+		if err != nil {
+			return err
+		}
+		list = append(list, *p)
+	}
+	removed, err := a.backend.RemovePlatforms(r.Context(), name, list, r.flag("force"), a.users)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/engine/container"
@@ -59,6 +60,36 @@ func TestImages(t *testing.T) {
 	if status, _, body := l.do(t, "GET", "/v1.54/images/json?identity=1", "", ""); status != 400 || !strings.Contains(body, "identity requires manifests=1") {
 		t.Errorf("identity alone: %d %s", status, body)
 	}
+	// One platform of several.
+	l.images.all["multi:1"] = image.Image{ID: "sha256:eeee", Target: ocispec.Descriptor{MediaType: ocispec.MediaTypeImageIndex, Digest: "sha256:eeee"}, OS: "linux", Architecture: "amd64",
+		Manifests: []image.Manifest{
+			{Kind: image.KindImage, Available: true, Descriptor: ocispec.Descriptor{Digest: "sha256:e1"}, Platform: ocispec.Platform{OS: "linux", Architecture: "amd64"}},
+			{Kind: image.KindImage, Descriptor: ocispec.Descriptor{Digest: "sha256:e2"}, Platform: ocispec.Platform{OS: "linux", Architecture: "s390x"}},
+			{Kind: image.KindAttestation, Of: "sha256:e1", Descriptor: ocispec.Descriptor{Digest: "sha256:e3"}},
+		}}
+	s390 := ocispec.Platform{OS: "linux", Architecture: "s390x"}
+	if in, err := c.ImageInspect(ctx, "multi:1", client.ImageInspectWithPlatform(&s390)); err != nil || in.Architecture != "s390x" || in.Descriptor.Digest != "sha256:e2" || in.Descriptor.Platform.Architecture != "s390x" {
+		t.Errorf("%+v %v", in, err)
+	}
+	if _, err := c.ImageInspect(ctx, "multi:1", client.ImageInspectWithPlatform(&ocispec.Platform{OS: "linux", Architecture: "riscv64"})); !cerrdefs.IsNotFound(err) {
+		t.Errorf("a platform there is not: %v", err)
+	}
+	if in, err := c.ImageInspect(ctx, "multi:1", client.ImageInspectWithManifests(true)); err != nil || len(in.Manifests) != 3 || in.Manifests[1].Available || in.Manifests[2].AttestationData.For != "sha256:e1" {
+		t.Errorf("%+v %v", in.Manifests, err)
+	}
+	if status, _, body := l.do(t, "GET", `/images/multi:1/json?manifests=1&platform={"os":"linux","architecture":"amd64"}`, "", ""); status != 400 || !strings.Contains(body, "conflicting options") {
+		t.Errorf("%d %s", status, body)
+	}
+	if res, err := c.ImageRemove(ctx, "multi:1", client.ImageRemoveOptions{Platforms: []ocispec.Platform{s390}}); err != nil || len(res.Items) != 1 || res.Items[0].Deleted != "sha256:s390x" {
+		t.Errorf("%+v %v", res, err)
+	}
+	if res, err := c.ImageAttestations(ctx, "multi:1", client.ImageAttestationsWithStatement()); err != nil || len(res.Items) != 1 || string(*res.Items[0].Statement) != `{"a":1}` {
+		t.Errorf("%+v %v", res, err)
+	}
+	if status, _, body := l.do(t, "GET", "/images/multi:1/attestations?platform={}&platform={}", "", ""); status != 400 || !strings.Contains(body, "only one platform") {
+		t.Errorf("%d %s", status, body)
+	}
+	delete(l.images.all, "multi:1")
 	// A repository's name alone stands for all its tags.
 	l.images.all["team/app:2"] = image.Image{ID: "sha256:dddd", RepoTags: []string{"team/app:2"}}
 	if status, _, body := l.do(t, "GET", "/images/get?names=team/app", "", ""); status != 200 {

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -105,6 +107,27 @@ func (r *request) objectVersion(what string) (uint64, error) {
 		return 0, fault.New(fault.InvalidArgument, "invalid %s version '%s': it must be the number that inspect shows as Version.Index", what, s)
 	}
 	return v, nil
+}
+
+// platform reads an optional platform, as the JSON of OCI's, which versions before since pass over; nil when it is not
+// given.
+func (r *request) platform(since apiVersion) (*ocispec.Platform, error) {
+	s := r.query.Get("platform")
+	if s == "" || r.version < since {
+		return nil, nil
+	}
+	return decodePlatform(s)
+}
+
+func decodePlatform(s string) (*ocispec.Platform, error) {
+	var p ocispec.Platform
+	if err := json.Unmarshal([]byte(s), &p); err != nil {
+		return nil, fault.New(fault.InvalidArgument, "failed to parse platform: %w", err)
+	}
+	if p.OS == "" && (p.Architecture != "" || p.Variant != "") || p.Architecture == "" && p.OS != "" {
+		return nil, fault.New(fault.InvalidArgument, "platform %s: both OS and Architecture must be provided", s)
+	}
+	return &p, nil
 }
 
 // timestamp reads an optional time given in seconds since 1970, with an optional fraction; the zero time when it is
