@@ -97,6 +97,8 @@ func command() *cobra.Command {
 	f.StringArrayVar(&cfg.Insecure, "insecure-registry", nil, "registry (HOST[:PORT] or CIDR) spoken to without verified TLS")
 	f.StringArrayVar(&cfg.Mirrors, "registry-mirror", nil, "mirror of the default registry")
 	f.StringVar(&cfg.CgroupParent, "cgroup-parent", cfg.CgroupParent, "control group above all containers")
+	f.StringVar(&cfg.UsernsRemap, "userns-remap", "", "whose subordinate IDs containers' users have on the host: default, USER[:GROUP] or UID[:GID]")
+	f.StringVar(&cfg.Userns, "userns", "", `"auto": each container's users have IDs of their own on the host; "host": the host's`)
 	f.StringVarP(&cfg.Group, "group", "G", "", "group that may use the unix socket")
 	f.BoolVar(&cfg.TLSVerify, "tlsverify", false, "ask clients of tcp:// for a certificate")
 	f.StringVar(&cfg.TLSCACert, "tlscacert", "", "certificates that sign clients")

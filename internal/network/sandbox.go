@@ -140,7 +140,11 @@ func (m *Manager) attach(ctx context.Context, sb *sandbox) (err error) {
 		}
 		return m.keep(sb)
 	}
-	ns, err := m.spares.take()
+	take := m.spares.take
+	if given := sb.Spec.Namespace; given != "" {
+		take = func() (*netns.NS, error) { return m.spares.adopt(given) }
+	}
+	ns, err := take()
 	if err != nil {
 		return err
 	}

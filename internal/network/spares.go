@@ -79,10 +79,18 @@ func (s *spares) take() (*netns.NS, error) {
 	}
 }
 
-func (s *spares) make() (*netns.NS, error) {
+func (s *spares) make() (*netns.NS, error) { return s.prepared(netns.Create) }
+
+// adopt makes the namespace that is pinned at path one of these.
+func (s *spares) adopt(path string) (*netns.NS, error) {
+	return s.prepared(func(to string) (*netns.NS, error) { return netns.Move(path, to) })
+}
+
+// prepared returns a namespace that origin makes at a path of its own, with what every sandbox needs.
+func (s *spares) prepared(origin func(path string) (*netns.NS, error)) (*netns.NS, error) {
 	b := make([]byte, 6)
 	_, _ = rand.Read(b)
-	ns, err := netns.Create(filepath.Join(s.dir, sparePrefix+hex.EncodeToString(b)))
+	ns, err := origin(filepath.Join(s.dir, sparePrefix+hex.EncodeToString(b)))
 	if err != nil {
 		return nil, err
 	}

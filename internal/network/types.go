@@ -91,6 +91,9 @@ type SandboxSpec struct {
 	Sysctls   map[string]string // net.* ones, written into the namespace
 	// NoNetwork: a namespace with loopback only.
 	NoNetwork bool
+	// Namespace is where the network namespace is pinned that the sandbox is made of: one that a user namespace owns. It
+	// goes over to the sandbox. Empty: a new one, owned by the host's.
+	Namespace string
 	Links     map[string][]netip.Addr // names that only this sandbox resolves
 }
 

@@ -35,6 +35,8 @@ type Config struct {
 	Insecure     []string // registries spoken to over plain HTTP or with unknown certificates
 	Mirrors      []string // of docker.io
 	CgroupParent string   // "/sampan"
+	UsernsRemap  string   // whose IDs containers' are on the host: "default", USER[:GROUP], UID[:GID]; "": the host's
+	Userns       string   // "auto": a range of IDs for each container; "" or "host": the host's
 	Group        string   // owner of the unix socket
 	TLSVerify    bool
 	TLSCACert    string
@@ -145,6 +147,12 @@ func (c *Config) Validate() error {
 			bad("--default-address-pool base=%s,size=%d: size must be between %d and %d", p.Base, p.Size, p.Base.Bits(), p.Base.Addr().BitLen()-2)
 		}
 	}
+	if c.Userns != "" && c.Userns != "host" && c.Userns != "auto" {
+		bad("--userns %q: want auto or host", c.Userns)
+	}
+	if c.Userns == "auto" && c.UsernsRemap != "" {
+		bad("--userns=auto and --userns-remap=%s: choose one", c.UsernsRemap)
+	}
 	if !strings.HasPrefix(c.CgroupParent, "/") || strings.Contains(c.CgroupParent, "..") {
 		bad("--cgroup-parent %q: want an absolute path in the hierarchy, for example /sampan", c.CgroupParent)
 	}
@@ -192,6 +200,8 @@ type configFile struct {
 	Insecure     []string          `json:"insecure-registries"`
 	Mirrors      []string          `json:"registry-mirrors"`
 	CgroupParent *string           `json:"cgroup-parent"`
+	UsernsRemap  *string           `json:"userns-remap"`
+	Userns       *string           `json:"userns"`
 	Group        *string           `json:"group"`
 	TLSVerify    *bool             `json:"tlsverify"`
 	TLSCACert    *string           `json:"tlscacert"`
@@ -253,6 +263,8 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	set(&c.FixedCIDR, f.FixedCIDR)
 	set(&c.MTU, f.MTU)
 	set(&c.CgroupParent, f.CgroupParent)
+	set(&c.UsernsRemap, f.UsernsRemap)
+	set(&c.Userns, f.Userns)
 	set(&c.Group, f.Group)
 	set(&c.TLSVerify, f.TLSVerify)
 	set(&c.TLSCACert, f.TLSCACert)

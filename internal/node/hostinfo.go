@@ -34,7 +34,7 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 		DriverStatus:  [][2]string{{"Backing Filesystem", filesystem(cfg.DataRoot)}, {"Supports d_type", "true"}},
 		KernelVersion: unix.ByteSliceToString(u.Release[:]), OperatingSystem: system, OSVersion: version,
 		Architecture: unix.ByteSliceToString(u.Machine[:]), NCPU: runtime.NumCPU(), MemTotal: int64(s.Totalram) * int64(s.Unit),
-		CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(), SecurityOptions: securityOptions(), Labels: cfg.Labels, Debug: cfg.Debug,
+		CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(), SecurityOptions: securityOptions(cfg), Labels: cfg.Labels, Debug: cfg.Debug,
 		InsecureRegistries: cfg.Insecure, Mirrors: cfg.Mirrors, Version: cfg.Version, GitCommit: cfg.Commit,
 		Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
 	}}
@@ -91,13 +91,16 @@ func cgroupVersion() string {
 	return "1"
 }
 
-func securityOptions() []string {
+func securityOptions(cfg Config) []string {
 	options := []string{"name=seccomp,profile=builtin"}
 	if _, err := os.Stat("/sys/kernel/security/apparmor"); err == nil {
 		options = append(options, "name=apparmor")
 	}
 	if cgroupVersion() == "2" {
 		options = append(options, "name=cgroupns")
+	}
+	if cfg.UsernsRemap != "" && cfg.UsernsRemap != "root" || cfg.Userns == "auto" {
+		options = append(options, "name=userns")
 	}
 	return options
 }

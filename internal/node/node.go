@@ -156,11 +156,20 @@ func (n *Node) startContainers(ctx context.Context) error {
 		n.bus.Publish(events.Event{Type: "volume", Action: action, ID: v.Name, Attrs: map[string]string{"driver": v.Driver}})
 	})
 	adapter := &sandboxes{networks: n.networks, defaults: n.cfg.Network, attach: n.agents.attach, detach: n.agents.detach, find: n.findNetwork}
+	users, err := hostAccounts.userNS(n.cfg.UsernsRemap, n.cfg.Userns)
+	if err != nil {
+		return err
+	}
+	if users.On() {
+		if err := n.images.CanShift(); err != nil {
+			return fmt.Errorf("user namespaces for containers (--userns-remap, --userns): %w", err)
+		}
+	}
 	n.containers, err = container.New(container.ManagerConfig{
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
 		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus, InitPath: findInit(n.cfg.Init),
-		HostGateway: addrs(n.cfg.Network.HostGatewayIPs), CDISpecDirs: n.cfg.CDISpecDirs,
+		HostGateway: addrs(n.cfg.Network.HostGatewayIPs), CDISpecDirs: n.cfg.CDISpecDirs, UserNS: users,
 	})
 	if err != nil {
 		return err

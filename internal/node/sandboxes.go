@@ -28,11 +28,11 @@ type sandboxes struct {
 	get func(id string) (container.Container, error)
 }
 
-// Attach makes the container's sandbox.
-func (s *sandboxes) Attach(ctx context.Context, c container.Container) (container.Attachment, error) {
+// Attach makes the container's sandbox, of the network namespace that is pinned at ns if one is given.
+func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string) (container.Attachment, error) {
 	mode := modeOf(c.Config)
 	spec := network.SandboxSpec{
-		ID: c.ID, Owner: c.Config.Name, Hostname: c.Config.Hostname, Domain: c.Config.Domainname,
+		ID: c.ID, Namespace: ns, Owner: c.Config.Name, Hostname: c.Config.Hostname, Domain: c.Config.Domainname,
 		Search: either(c.Config.Host.DNSSearch, s.defaults.DNSSearch), Options: either(c.Config.Host.DNSOptions, s.defaults.DNSOptions), Sysctls: netSysctls(c.Config.Host.Sysctls), Links: map[string][]netip.Addr{},
 	}
 	switch {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/sys/thread"
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // StatPath describes a path in a container, running or not, volumes included. A link at its end is not followed unless
@@ -25,7 +26,7 @@ func (m *Manager) StatPath(ctx context.Context, id, name string) (PathStat, erro
 		return PathStat{}, err
 	}
 	var st PathStat
-	err = m.withView(ctx, c, func(root *os.File) (err error) {
+	err = m.withView(ctx, c, func(root *os.File, _ userns.Mapping) (err error) {
 		st, err = statInRoot(root, name)
 		return err
 	})
@@ -44,7 +45,7 @@ func (m *Manager) CopyFrom(ctx context.Context, id, name string) (io.ReadCloser,
 	// The request's context ends with the request, its reader may live a little longer; the pipe ends the work.
 	work := context.WithoutCancel(ctx)
 	go func() {
-		err := m.withView(work, c, func(root *os.File) error {
+		err := m.withView(work, c, func(root *os.File, ids userns.Mapping) error {
 			st, err := statInRoot(root, name)
 			if err != nil {
 				return err
@@ -61,7 +62,7 @@ func (m *Manager) CopyFrom(ctx context.Context, id, name string) (io.ReadCloser,
 				return err
 			}
 			defer from.Close()
-			return writeTar(work, w, from, base, entry, false)
+			return writeTar(work, w, from, base, entry, false, ids)
 		})
 		_ = w.CloseWithError(pathError(err, id, name))
 		done <- err
@@ -89,7 +90,7 @@ func (m *Manager) CopyTo(ctx context.Context, id, name string, archive io.Reader
 		return err
 	}
 	snap := c.snapshot()
-	err = m.withView(ctx, c, func(root *os.File) error {
+	err = m.withView(ctx, c, func(root *os.File, ids userns.Mapping) error {
 		dst, err := openInRoot(root, name, unix.O_PATH)
 		if err != nil {
 			return err
@@ -113,7 +114,7 @@ func (m *Manager) CopyTo(ctx context.Context, id, name string, archive io.Reader
 			}
 			owner = [2]int{int(u.UID), int(u.GID)}
 		}
-		x := &extraction{root: root, base: name, keepKinds: o.NoOverwriteDirNonDir, owner: owner}
+		x := &extraction{root: root, base: name, keepKinds: o.NoOverwriteDirNonDir, owner: owner, ids: ids}
 		defer x.close()
 		return x.run(ctx, archive)
 	})
@@ -226,9 +227,10 @@ func statInRoot(root *os.File, name string) (PathStat, error) {
 // procFD is a path that leads to an open file, whatever its own path has become.
 func procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// withView calls f with the root folder of a container as its processes see it. If it does not run, its root file
-// system and volumes are mounted for that long in a mount namespace of their own, and it cannot be started meanwhile.
-func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File) error) error {
+// withView calls f with the root folder of a container as its processes see it, the owners of files shifted by ids. If
+// it does not run, its root file system and volumes are mounted for that long in a mount namespace of their own, and it
+// cannot be started meanwhile.
+func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File, ids userns.Mapping) error) error {
 	c.mu.Lock()
 	switch s := &c.rec.State; {
 	case s.Status == StatusRemoving || s.Dead:
@@ -236,12 +238,13 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File) er
 		return fault.New(fault.Conflict, "container %s is being removed", short(c.id))
 	case s.Running && !s.Restarting:
 		root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", s.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		ids := c.rec.IDs
 		c.mu.Unlock()
 		if err != nil {
 			return fmt.Errorf("root of container %s: %w", short(c.id), err)
 		}
 		defer root.Close()
-		return f(root)
+		return f(root, ids)
 	}
 	defer c.mu.Unlock()
 	target, err := m.rootfsTarget(c)
@@ -261,7 +264,7 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File) er
 	if err != nil {
 		return err
 	}
-	return errors.Join(inView(r.Path, c.rec.MountPlan, f), done())
+	return errors.Join(inView(r.Path, c.rec.MountPlan, func(root *os.File) error { return f(root, userns.Mapping{}) }), done())
 }
 
 // inView runs f on a thread with a mount namespace of its own, in which the mounts are made below rootfs. The thread

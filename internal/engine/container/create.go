@@ -68,6 +68,10 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	if cfg.Host.Log.Driver != "none" {
 		c.rec.LogPath = filepath.Join(c.dir, id+"-json.log")
 	}
+	if c.rec.IDs, err = m.takeIDs(id, &cfg.Host); err != nil {
+		return "", warnings, err
+	}
+	u.Add(func() error { m.ids.give(id, c.rec.IDs); return nil })
 	if err := os.Mkdir(c.dir, 0o710); err != nil {
 		return "", warnings, err
 	}

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"io"
+	"os"
 
 	"github.com/sampan-cloud/sampan/internal/engine/events"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
@@ -34,6 +35,8 @@ type Images interface {
 	// PrepareRootfs takes the digest of a manifest, too.
 	PrepareRootfs(ctx context.Context, containerID, imageID string) error
 	MountRootfs(ctx context.Context, containerID, target string) (image.Rootfs, error)
+	// MountRootfsShifted is MountRootfs with the owners of files shifted by a user namespace; nil: by none.
+	MountRootfsShifted(ctx context.Context, containerID, target string, ns *os.File) (image.Rootfs, error)
 	UnmountRootfs(ctx context.Context, containerID, target string) error
 	RemoveRootfs(ctx context.Context, containerID string) error
 	RootfsUsage(ctx context.Context, containerID string) (rw, total int64, err error)
@@ -57,7 +60,9 @@ type Volumes interface {
 type Networks interface {
 	// Attach makes the container's sandbox and joins it to the networks of its configuration. It is idempotent by the
 	// container's ID. With host networking the attachment has no namespace.
-	Attach(ctx context.Context, c Container) (Attachment, error)
+	// ns is where the network namespace is pinned that the sandbox is to be made of, which goes over to it; empty: a new
+	// one of the host's.
+	Attach(ctx context.Context, c Container, ns string) (Attachment, error)
 	// Detach gives up everything Attach made; a container that has nothing is no error.
 	Detach(ctx context.Context, id string) error
 	// Connect and Disconnect change a running container's endpoints.

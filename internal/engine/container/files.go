@@ -45,11 +45,15 @@ func (m *Manager) writeFiles(c *ctr, a *Attachment) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(
+	err = errors.Join(
 		overwrite(c.rec.HostnamePath, []byte(c.rec.Config.Hostname+"\n")),
 		overwrite(c.rec.HostsPath, hosts),
 		overwrite(c.rec.ResolvConfPath, resolv),
 	)
+	if err != nil {
+		return err
+	}
+	return errors.Join(own(c.rec.IDs, c.rec.HostnamePath), own(c.rec.IDs, c.rec.HostsPath), own(c.rec.IDs, c.rec.ResolvConfPath))
 }
 
 // overwrite changes a file in place: it may be bind mounted, and a new one would not be seen.

@@ -426,6 +426,10 @@ func (f *folderImages) MountRootfs(_ context.Context, id, target string) (image.
 		filepath.Join(f.dir, "lower"), r.Upper, filepath.Join(f.of(id), "work")))
 }
 
+func (f *folderImages) MountRootfsShifted(ctx context.Context, id, target string, _ *os.File) (image.Rootfs, error) {
+	return f.MountRootfs(ctx, id, target)
+}
+
 func (f *folderImages) UnmountRootfs(_ context.Context, _, target string) error {
 	if err := unix.Unmount(target, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
 		return err
@@ -461,7 +465,7 @@ type nsNetworks struct {
 	detaching func(id string) // if set, called first of all by Detach
 }
 
-func (n *nsNetworks) Attach(_ context.Context, c Container) (Attachment, error) {
+func (n *nsNetworks) Attach(_ context.Context, c Container, _ string) (Attachment, error) {
 	if c.Config.Host.NetworkMode == "host" {
 		return Attachment{}, nil
 	}

@@ -34,6 +34,7 @@ type ManagerConfig struct {
 	Volumes     Volumes
 	Networks    Networks
 	Events      Events
+	UserNS      UserNS
 }
 
 // Manager owns the containers of one host. Its methods may be called from any goroutine. A container has one lock,
@@ -50,6 +51,7 @@ type Manager struct {
 	watch  logWatch
 	checks checks
 
+	ids     *idPool
 	devices deviceSpecs
 
 	host host // what the kernel and this process may give to containers
@@ -82,6 +84,10 @@ func New(cfg ManagerConfig) (*Manager, error) {
 			return nil, fmt.Errorf("container folder: %w", err)
 		}
 	}
+	// The root of a user namespace must get through to its own container's folder, which nobody else may enter.
+	if err := os.Chmod(cfg.execDir(), 0o711); err != nil {
+		return nil, fmt.Errorf("container folder: %w", err)
+	}
 	m := &Manager{
 		ManagerConfig: cfg,
 		log:           cfg.Logger,
@@ -89,6 +95,7 @@ func New(cfg ManagerConfig) (*Manager, error) {
 		byName:        map[string]string{},
 		execs:         map[string]*execution{},
 		host:          probeHost(),
+		ids:           newIDPool(cfg.UserNS.Pool),
 	}
 	if m.devices.dirs = cfg.CDISpecDirs; len(m.devices.dirs) == 0 {
 		m.devices.dirs = []string{"/etc/cdi", "/var/run/cdi"}

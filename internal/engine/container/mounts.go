@@ -320,8 +320,9 @@ func (m *Manager) useVolumes(ctx context.Context, c *ctr) (done func() error, er
 	return u.Run, nil
 }
 
-// makeSource makes sure that the source of the n-th mount is there and returns its path.
-func (m *Manager) makeSource(ctx context.Context, c *ctr, n int, p plannedMount, u *undo.Stack) (string, error) {
+// makeSource makes sure that the source of the n-th mount is there and returns its path. The owners of what is in volumes
+// and images are shifted by the user namespace shift, unless that is nil; those of the host's own files never are.
+func (m *Manager) makeSource(ctx context.Context, c *ctr, n int, p plannedMount, shift *os.File, u *undo.Stack) (string, error) {
 	src, sub := p.Source, ""
 	switch p.Type {
 	case MountBind:
@@ -341,7 +342,7 @@ func (m *Manager) makeSource(ctx context.Context, c *ctr, n int, p plannedMount,
 		if err := os.MkdirAll(target, 0o700); err != nil {
 			return "", err
 		}
-		r, err := m.Images.MountRootfs(ctx, p.Rootfs, target)
+		r, err := m.Images.MountRootfsShifted(ctx, p.Rootfs, target, shift)
 		if err != nil {
 			return "", err
 		}
@@ -355,8 +356,11 @@ func (m *Manager) makeSource(ctx context.Context, c *ctr, n int, p plannedMount,
 		u.Add(func() error { return m.Volumes.Unmount(ctx, p.Volume, c.id) })
 		sub = p.Subpath
 	}
-	if sub == "" {
+	if p.Type != MountVolume {
+		shift = nil
+	}
+	if sub == "" && shift == nil {
 		return src, nil
 	}
-	return m.mountSubpath(c, n, src, sub, u)
+	return m.mountSubpath(c, n, src, sub, shift, u)
 }

@@ -152,6 +152,7 @@ func (m *Manager) load() error {
 			m.byName[name] = c.id
 		}
 		m.byID[c.id] = c
+		m.ids.keep(c.id, c.rec.IDs)
 		for _, p := range c.rec.MountPlan {
 			if p.Volume == "" {
 				continue

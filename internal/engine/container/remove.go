@@ -129,6 +129,7 @@ func (m *Manager) destroy(ctx context.Context, c *ctr, volumes bool) error {
 	if err := os.Rename(c.dir, trash); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	m.ids.give(c.id, c.rec.IDs)
 	if err := os.RemoveAll(trash); err != nil {
 		m.log.Warn("deleting a removed container's folder", "path", trash, "error", err)
 	}
@@ -160,7 +161,7 @@ func (m *Manager) unmountAll(ctx context.Context, c *ctr) error {
 			errs = append(errs, unix.Unmount(shm, unix.MNT_DETACH))
 		}
 	}
-	errs = append(errs, m.unmountSubpaths(c.id))
+	errs = append(errs, m.unmountSubpaths(c.id), m.dropUserNS(c.id))
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // Size returns the bytes of a container's writable layer and of its whole root file system.
@@ -62,13 +63,13 @@ func (m *Manager) Export(ctx context.Context, id string, w io.Writer) error {
 	if s.State.Status == StatusRemoving || s.State.Dead {
 		return fault.New(fault.Conflict, "You cannot export container %s which is being removed", c.id)
 	}
-	err = m.withRootfs(ctx, c, func(path string) error {
+	err = m.withRootfs(ctx, c, func(path string, ids userns.Mapping) error {
 		root, err := os.OpenRoot(path)
 		if err != nil {
 			return err
 		}
 		defer root.Close()
-		return writeTar(ctx, w, root, ".", "", true)
+		return writeTar(ctx, w, root, ".", "", true, ids)
 	})
 	if err != nil {
 		return errorf("export of container %s: %w", short(c.id), err)
@@ -78,8 +79,8 @@ func (m *Manager) Export(ctx context.Context, id string, w io.Writer) error {
 }
 
 // withRootfs calls f with the path of the mounted root file system; it mounts it for that long if the container does
-// not run.
-func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) error) error {
+// not run. The owners of the files there are shifted by ids.
+func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string, ids userns.Mapping) error) error {
 	c.mu.Lock()
 	target, err := m.rootfsTarget(c)
 	if err != nil {
@@ -87,8 +88,9 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) er
 		return err
 	}
 	if c.run != nil {
+		ids := c.rec.IDs
 		c.mu.Unlock()
-		return f(target)
+		return f(target, ids)
 	}
 	defer c.mu.Unlock()
 	r, err := m.mountIdle(ctx, c, target)
@@ -100,7 +102,7 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) er
 			m.log.Warn("unmounting a root file system", "container", c.id, "error", err)
 		}
 	}()
-	return f(r.Path)
+	return f(r.Path, userns.Mapping{})
 }
 
 // mountIdle mounts the root file system of a container that does not run on target. What the first start would make in it
@@ -108,7 +110,7 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string) er
 func (m *Manager) mountIdle(ctx context.Context, c *ctr, target string) (image.Rootfs, error) {
 	r, err := m.Images.MountRootfs(ctx, c.id, target)
 	if err == nil && !c.rec.EverStarted {
-		if err := makeWorkdir(r.Path, c.rec.Config.WorkingDir, c.rec.MountPlan); err != nil {
+		if err := makeWorkdir(r.Path, c.rec.Config.WorkingDir, c.rec.MountPlan, userns.Mapping{}); err != nil {
 			m.log.Debug("no working directory before the start", "container", c.id, "error", err) // the start will say so
 		}
 	}

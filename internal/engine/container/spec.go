@@ -3,6 +3,7 @@ package container
 import (
 	"fmt"
 	"maps"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // launch is what a start has prepared, on which the container's OCI spec depends besides its configuration.
@@ -28,6 +30,18 @@ type launch struct {
 	files    []specs.Mount // hosts, hostname, resolv.conf
 	initPath string
 	shared   string // propagation the root needs: "", shared or rslave
+
+	ids    userns.Mapping // what its users are on the host
+	userns string         // path of its user namespace; empty: the host's
+	seed   string         // path of the network namespace that the user namespace owns, until the network has taken it
+	shift  *os.File       // a user namespace that shifts the owners of files by ids; nil: they are not shifted
+}
+
+// close ends what is needed only while the container is started.
+func (l *launch) close() {
+	if l.shift != nil {
+		_ = l.shift.Close()
+	}
 }
 
 const initTarget = "/sbin/docker-init"
@@ -71,7 +85,8 @@ func (h *host) buildSpec(c *Container, l *launch, cgroupParent string) (*specs.S
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
 	}
 	h.namespaces(s, hc, l)
-	if l.netns != "" && !strings.HasPrefix(hc.NetworkMode, "container:") {
+	// A namespace that a user namespace owns has both from its making: the second cannot be written from inside.
+	if l.netns != "" && l.userns == "" && !strings.HasPrefix(hc.NetworkMode, "container:") {
 		for name, value := range map[string]string{"net.ipv4.ping_group_range": "0 2147483647", "net.ipv4.ip_unprivileged_port_start": "0"} {
 			if sysctlExists(name) {
 				s.Linux.Sysctl[name] = value
@@ -87,6 +102,9 @@ func (h *host) buildSpec(c *Container, l *launch, cgroupParent string) (*specs.S
 	}
 	if err := h.addMounts(s, hc, l, sec); err != nil {
 		return nil, err
+	}
+	if l.userns != "" {
+		bindDevices(s, hc.Devices)
 	}
 	if err := withSeccomp(s, sec, hc.Privileged); err != nil {
 		return nil, err
@@ -132,6 +150,10 @@ func (h *host) namespaces(s *specs.Spec, hc *HostConfig, l *launch) {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: t, Path: path})
 	}
 	add(specs.MountNamespace, "")
+	if l.userns != "" {
+		add(specs.UserNamespace, l.userns)
+		s.Linux.UIDMappings, s.Linux.GIDMappings = specMapping(l.ids.UIDs), specMapping(l.ids.GIDs)
+	}
 	if l.netns != "" {
 		add(specs.NetworkNamespace, l.netns)
 	}
@@ -175,6 +197,12 @@ func (h *host) addMounts(s *specs.Spec, hc *HostConfig, l *launch, sec security)
 			continue
 		case m.Destination == "/dev/shm" && hc.IpcMode == "none":
 			continue
+		case m.Destination == "/dev/mqueue" && hc.IpcMode == "host" && l.userns != "":
+			// The host's is not the container's to mount, only to see where the host has it mounted.
+			if !exists(m.Destination) {
+				continue
+			}
+			m.Type, m.Source, m.Options = "bind", m.Destination, []string{"rbind", "rprivate"}
 		case m.Destination == "/dev/shm" && l.shm != "":
 			m.Type, m.Source, m.Options = "bind", l.shm, []string{"rbind", "rprivate"}
 		case m.Destination == "/sys" && hc.Privileged, m.Type == "cgroup" && writableCgroups:

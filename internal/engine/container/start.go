@@ -19,6 +19,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // Start runs a container. fault.NotModified if it runs already.
@@ -77,6 +78,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	}()
 
 	l, laps := &launch{}, newLaps()
+	defer l.close()
 	if err := m.joinTargets(c, l); err != nil {
 		return err
 	}
@@ -185,11 +187,15 @@ func (m *Manager) prepare(ctx context.Context, c *ctr, l *launch, u *undo.Stack,
 		took time.Duration
 		err  error
 	}
+	u.Add(func() error { return m.removeExecDir(c.id) })
+	if err := m.makeUserNS(c, l, u); err != nil {
+		return Attachment{}, err
+	}
 	network := make(chan attached, 1)
 	current := c.rec.Container
 	go func() {
 		began := time.Now()
-		a, err := m.attachNetwork(ctx, current)
+		a, err := m.attachNetwork(ctx, current, l.seed)
 		network <- attached{a, time.Since(began), err}
 	}()
 	began := time.Now()
@@ -227,11 +233,11 @@ func (m *Manager) prepare(ctx context.Context, c *ctr, l *launch, u *undo.Stack,
 	return net.a, nil
 }
 
-func (m *Manager) attachNetwork(ctx context.Context, c Container) (Attachment, error) {
+func (m *Manager) attachNetwork(ctx context.Context, c Container, seed string) (Attachment, error) {
 	if strings.HasPrefix(c.Config.Host.NetworkMode, "container:") {
 		return Attachment{}, nil
 	}
-	return m.Networks.Attach(ctx, c)
+	return m.Networks.Attach(ctx, c, seed)
 }
 
 func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.Stack) error {
@@ -239,8 +245,18 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 	if err != nil {
 		return err
 	}
-	u.Add(func() error { return m.removeExecDir(c.id) })
-	root, err := m.Images.MountRootfs(ctx, c.id, target)
+	if err := own(l.ids, filepath.Dir(target)); err != nil {
+		return err
+	}
+	if l.shift != nil && c.needsFill() { // what is copied must be seen as it is on disk
+		if err := m.fillFromImage(ctx, c); err != nil {
+			return err
+		}
+		if _, err := m.rootfsTarget(c); err != nil {
+			return err
+		}
+	}
+	root, err := m.Images.MountRootfsShifted(ctx, c.id, target, l.shift)
 	if err != nil {
 		return err
 	}
@@ -253,7 +269,7 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 		return err
 	}
 	for i, p := range c.rec.MountPlan {
-		src, err := m.makeSource(ctx, c, i, p, u)
+		src, err := m.makeSource(ctx, c, i, p, l.shift, u)
 		if err != nil {
 			return err
 		}
@@ -275,7 +291,7 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 			return err
 		}
 		if err := unix.Mount("shm", l.shm, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV,
-			fmt.Sprintf("mode=1777,size=%d", c.rec.Config.Host.ShmSize)); err != nil {
+			fmt.Sprintf("mode=1777,size=%d%s", c.rec.Config.Host.ShmSize, ownerOption(l.ids))); err != nil {
 			return fmt.Errorf("mounting the container's /dev/shm: %w", err)
 		}
 		u.Add(func() error { return unix.Unmount(l.shm, unix.MNT_DETACH) })
@@ -284,7 +300,7 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 	if err != nil {
 		return err
 	}
-	if err := makeWorkdir(l.rootfs, c.rec.Config.WorkingDir, c.rec.MountPlan); err != nil {
+	if err := makeWorkdir(l.rootfs, c.rec.Config.WorkingDir, c.rec.MountPlan, l.ids); err != nil {
 		return err
 	}
 	if in := c.rec.Config.Host.Init; in != nil && *in && c.rec.Config.Host.PidMode == "" {
@@ -296,7 +312,7 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 func (m *Manager) shmPath(id string) string { return filepath.Join(m.execDir(), id, "shm") }
 
 // makeWorkdir makes the working directory in the root file system if no mount covers it.
-func makeWorkdir(rootfs, dir string, mounts []plannedMount) error {
+func makeWorkdir(rootfs, dir string, mounts []plannedMount, ids userns.Mapping) error {
 	if dir == "" || dir == "/" {
 		return nil
 	}
@@ -316,7 +332,7 @@ func makeWorkdir(rootfs, dir string, mounts []plannedMount) error {
 	if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return os.MkdirAll(real, 0o755)
+	return mkdirOwned(ids, real)
 }
 
 // joinTargets finds the namespaces of the containers this one joins. They must run.
@@ -344,6 +360,9 @@ func (m *Manager) joinTargets(c *ctr, l *launch) error {
 			return fault.New(fault.Conflict, "cannot join the %s namespace of a non running container: container %s is %s", j.ns, o.Config.Name, o.State.Status)
 		}
 		*j.path = fmt.Sprintf("/proc/%d/ns/%s", o.State.PID, j.ns)
+		if err := joinUserNS(c, &o, l); err != nil {
+			return err
+		}
 		if j.ns == "ipc" {
 			if o.Config.Host.IpcMode != "shareable" {
 				return fault.New(fault.Conflict, "container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", o.Config.Name)

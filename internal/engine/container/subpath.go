@@ -11,6 +11,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // checkSubpath refuses a path that cannot be one inside a volume or image.
@@ -45,9 +46,10 @@ func openSubpath(root, sub string) (*os.File, error) {
 }
 
 // mountSubpath makes the source of a mount that shows a part of a volume or image: that part mounted in the container's
-// own folder, as whoever can write to the volume could replace it by a link before the container's start gets there.
-func (m *Manager) mountSubpath(c *ctr, n int, root, sub string, u *undo.Stack) (string, error) {
-	f, err := openSubpath(root, sub)
+// own folder, as whoever can write to the volume could replace it by a link before the container's start gets there. With
+// shift the owners of files there are shifted by that user namespace; sub may then be empty, for all of the volume.
+func (m *Manager) mountSubpath(c *ctr, n int, root, sub string, shift *os.File, u *undo.Stack) (string, error) {
+	f, err := openSubpath(root, firstNonEmpty(sub, "."))
 	if err != nil {
 		return "", err
 	}
@@ -65,8 +67,19 @@ func (m *Manager) mountSubpath(c *ctr, n int, root, sub string, u *undo.Stack) (
 	if err != nil {
 		return "", err
 	}
+	if shift != nil {
+		err := userns.Mount(procFD(f), target, shift)
+		if err == nil {
+			u.Add(func() error { return unix.Unmount(target, unix.MNT_DETACH) })
+			return target, nil
+		}
+		if !fault.Is(err, fault.FailedPrecondition) {
+			return "", err
+		}
+		m.log.Warn("the owners of a volume's files are not those that the container has", "container", c.id, "error", err)
+	}
 	if err := unix.Mount(procFD(f), target, "", unix.MS_BIND|unix.MS_REC, ""); err != nil {
-		return "", &os.PathError{Op: "bind mount", Path: sub, Err: err}
+		return "", &os.PathError{Op: "bind mount", Path: firstNonEmpty(sub, root), Err: err}
 	}
 	u.Add(func() error { return unix.Unmount(target, unix.MNT_DETACH) })
 	return target, nil

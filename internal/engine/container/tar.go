@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // nameless hides the host's user names from archive/tar: the container has its own.
@@ -27,9 +28,9 @@ func (nameless) Uname() (string, error) { return "", nil }
 func (nameless) Gname() (string, error) { return "", nil }
 
 // writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
-// top folder itself has no entry.
-func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool) error {
-	a := &archiver{w: tar.NewWriter(w), root: root, seen: map[[2]uint64]string{}}
+// top folder itself has no entry. Owners are written as ids has them inside.
+func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool, ids userns.Mapping) error {
+	a := &archiver{w: tar.NewWriter(w), root: root, ids: ids, seen: map[[2]uint64]string{}}
 	if err := a.add(ctx, name, entry, whole); err != nil {
 		return err
 	}
@@ -39,6 +40,7 @@ func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry strin
 type archiver struct {
 	w    *tar.Writer
 	root *os.Root
+	ids  userns.Mapping       // what the owners inside are in what is seen of root
 	seen map[[2]uint64]string // device and inode of files with several names, to the first in the archive
 }
 
@@ -103,6 +105,7 @@ func (a *archiver) one(name, entry string, fi fs.FileInfo) error {
 		return err
 	}
 	h.Name, h.Format = entry, tar.FormatPAX
+	h.Uid, h.Gid = a.ids.In(h.Uid, h.Gid)
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
 	if fi.IsDir() && !strings.HasSuffix(h.Name, "/") {
 		h.Name += "/"
@@ -157,8 +160,9 @@ var noOwner = [2]int{-1, -1}
 type extraction struct {
 	root      *os.File
 	base      string
-	keepKinds bool   // refuse to replace a folder by something else, and the other way round
-	owner     [2]int // of everything, unless noOwner
+	keepKinds bool           // refuse to replace a folder by something else, and the other way round
+	owner     [2]int         // of everything, unless noOwner
+	ids       userns.Mapping // what the owners inside are in what is seen of root
 
 	dirName string // the folder of the last entry, kept open
 	dir     *os.File
@@ -228,6 +232,11 @@ func (x *extraction) parent(name string) (*os.File, error) {
 		if err2 := unix.Mkdirat(int(up.Fd()), path.Base(name), 0o755); err2 != nil && !errors.Is(err2, fs.ErrExist) {
 			return nil, err2
 		}
+		if uid, gid := x.ids.Out(0, 0); !x.ids.None() {
+			if err2 := unix.Fchownat(int(up.Fd()), path.Base(name), uid, gid, unix.AT_SYMLINK_NOFOLLOW); err2 != nil {
+				return nil, err2
+			}
+		}
 		f, err = openInRoot(x.root, full, unix.O_PATH|unix.O_DIRECTORY)
 	}
 	if err != nil {
@@ -292,6 +301,10 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 	if x.owner != noOwner {
 		uid, gid = x.owner[0], x.owner[1]
 	}
+	if !x.ids.Has(uid, gid) {
+		return fault.New(fault.InvalidArgument, "archive: %s belongs to %d:%d, which the container's user namespace does not have", h.Name, uid, gid)
+	}
+	uid, gid = x.ids.Out(uid, gid)
 	if err := unix.Fchownat(fd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}

@@ -6,6 +6,8 @@ package container
 import (
 	"net/netip"
 	"time"
+
+	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
 // Config is what a container was created from. After creation only Update and Rename change it.
@@ -332,8 +334,9 @@ type Container struct {
 	ManuallyStopped bool
 	Driver          string // overlayfs
 	Mounts          []MountPoint
-	MountedImages   []string   // IDs of images that are mounted besides its own
-	Networks        Attachment // the newest; empty addresses when not running
+	MountedImages   []string       // IDs of images that are mounted besides its own
+	Networks        Attachment     // the newest; empty addresses when not running
+	IDs             userns.Mapping // what its users are on the host
 	LogPath         string
 	HostnamePath    string
 	HostsPath       string

@@ -92,6 +92,9 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	if err := validateModes(cfg); err != nil {
 		return nil, err
 	}
+	if err := m.UserNS.check(h); err != nil {
+		return nil, err
+	}
 	if _, err := parseSecurity(h.SecurityOpt); err != nil {
 		return nil, err
 	}

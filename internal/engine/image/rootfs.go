@@ -114,7 +114,11 @@ func (s *Store) openRootfs(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range looks {
+	shifts, err := filepath.Glob(filepath.Join(s.cfg.ExecRoot, shiftPrefix+"*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range append(looks, shifts...) {
 		_ = unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 		_ = os.Remove(dir)
 	}
@@ -296,6 +300,13 @@ func (s *Store) chainUnder(ctx context.Context, containerID string) (dir string,
 // MountRootfs mounts a container's root file system on target, which it creates if need be. If something is mounted
 // there already, that is taken for it.
 func (s *Store) MountRootfs(ctx context.Context, containerID, target string) (Rootfs, error) {
+	return s.MountRootfsShifted(ctx, containerID, target, nil)
+}
+
+// MountRootfsShifted is MountRootfs with the owners of all files shifted by a user namespace, which must have the host's
+// root in it (userns.Mapping.WithRoot); nil: they are not shifted. What is written is kept unshifted, so that the same
+// file system can be mounted with another namespace the next time, or with none.
+func (s *Store) MountRootfsShifted(ctx context.Context, containerID, target string, ns *os.File) (Rootfs, error) {
 	dir, _, lower, err := s.chainUnder(ctx, containerID)
 	if err != nil {
 		return Rootfs{}, err
@@ -307,6 +318,7 @@ func (s *Store) MountRootfs(ctx context.Context, containerID, target string) (Ro
 	if mounted, err := mountinfo.Mounted(target); err == nil && mounted {
 		return r, nil
 	}
+	lower = slices.Clone(lower)
 	// Two mounts must not share an upper folder.
 	if ended, ok := s.rootfs.ending.Load(containerID); ok {
 		select {
@@ -314,6 +326,13 @@ func (s *Store) MountRootfs(ctx context.Context, containerID, target string) (Ro
 		case <-ctx.Done():
 			return Rootfs{}, ctx.Err()
 		}
+	}
+	if ns != nil {
+		done, err := s.shift(containerID, ns, &dir, lower)
+		if err != nil {
+			return Rootfs{}, fmt.Errorf("root file system of container %s: %w", containerID, err)
+		}
+		defer done()
 	}
 	m := mount.Mount{Type: "overlay", Source: "overlay", Options: s.overlayOptions(lower, dir)}
 	if err := m.Mount(target); err != nil {
@@ -493,10 +512,14 @@ func (s *Store) ExportLayer(ctx context.Context, containerID string, w io.Writer
 // mountedContainers are the containers whose root file system is mounted now.
 func (s *Store) mountedContainers() map[string]bool {
 	upper := "upperdir=" + filepath.Join(s.cfg.Root, rootfsFolder) + "/"
+	shifted := regexp.MustCompile("^upperdir=" + regexp.QuoteMeta(filepath.Join(s.cfg.ExecRoot, shiftPrefix)) + "([^/]*)/")
 	out := map[string]bool{}
 	_, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		if i.FSType == "overlay" {
 			for o := range strings.SplitSeq(i.VFSOptions, ",") {
+				if m := shifted.FindStringSubmatch(o); m != nil {
+					out[m[1]] = true
+				}
 				if rest, ok := strings.CutPrefix(o, upper); ok {
 					out[strings.TrimSuffix(rest, "/"+upperFolder)] = true
 				}

@@ -45,6 +45,7 @@ func convertSpec(spec keeper.Spec) (*configs.Config, *libcontainer.Process, erro
 	if err != nil {
 		return nil, nil, err
 	}
+	join := takeUserNS(&bundle)
 	// Without one the container would inherit the keeper's own score, which is far from being killed.
 	bundle.Process.OOMScoreAdj = cmp.Or(spec.OOMScoreAdj, bundle.Process.OOMScoreAdj, new(int))
 	config, err := specconv.CreateLibcontainerConfig(&specconv.CreateOpts{
@@ -56,7 +57,21 @@ func convertSpec(spec keeper.Spec) (*configs.Config, *libcontainer.Process, erro
 	if err != nil {
 		return nil, nil, fault.New(fault.InvalidArgument, "container %s: %w", spec.ID, err)
 	}
+	if join != "" {
+		config.Namespaces.Add(configs.NEWUSER, join)
+	}
 	return config, process, nil
+}
+
+// takeUserNS takes the path of the user namespace to join out of a spec that has its mapping too. libcontainer would
+// start a process in it to learn the mapping that it is told.
+func takeUserNS(bundle *specs.Spec) (path string) {
+	for i, ns := range bundle.Linux.Namespaces {
+		if ns.Type == specs.UserNamespace && len(bundle.Linux.UIDMappings) > 0 {
+			path, bundle.Linux.Namespaces[i].Path = ns.Path, ""
+		}
+	}
+	return path
 }
 
 // convertProcess makes libcontainer's process of an OCI one.

@@ -58,6 +58,29 @@ func Create(path string) (*NS, error) {
 	return ns, nil
 }
 
+// Move pins the namespace that is pinned at from at to instead, which must not be pinned yet.
+func Move(from, to string) (*NS, error) {
+	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", to, err)
+	}
+	f, err := os.OpenFile(to, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return nil, fmt.Errorf("network namespace %s: %w", to, err)
+	}
+	_ = f.Close()
+	if err := unix.Mount(from, to, "", unix.MS_BIND, ""); err != nil {
+		return nil, errors.Join(fmt.Errorf("network namespace %s: bind mount of %s: %w", to, from, err), os.Remove(to))
+	}
+	ns, err := Open(to)
+	if err == nil {
+		err = Remove(from)
+	}
+	if err != nil {
+		return nil, errors.Join(err, Remove(to))
+	}
+	return ns, nil
+}
+
 // Open opens the namespace that is pinned at path, or any other path that is a namespace (/proc/PID/ns/net).
 func Open(path string) (*NS, error) {
 	f, err := os.Open(path)

@@ -107,6 +107,36 @@ func run(verb string, args []string) error {
 		return f.Close()
 	case "mknod-open": // mknod-open PATH c|b MAJOR MINOR: a device node, made, opened and removed
 		return mknodOpen(args)
+	case "owner": // owner PATH…: user and group of each
+		for _, path := range args {
+			var st syscall.Stat_t
+			if err := syscall.Lstat(path, &st); err != nil {
+				return fmt.Errorf("%s: %w", path, err)
+			}
+			fmt.Printf("%d:%d\n", st.Uid, st.Gid)
+		}
+	case "chown": // chown PATH UID GID
+		uid, err1 := strconv.Atoi(args[1])
+		gid, err2 := strconv.Atoi(args[2])
+		return errors.Join(err1, err2, os.Chown(args[0], uid, gid))
+	case "listen": // listen PORT: once, for a moment
+		l, err := net.Listen("tcp", ":"+args[0])
+		if err != nil {
+			return err
+		}
+		return l.Close()
+	case "listen-raw": // a raw socket, as ping may use
+		c, err := net.ListenPacket("ip4:icmp", "127.0.0.1")
+		if err != nil {
+			return err
+		}
+		return c.Close()
+	case "listen-ping": // a socket for pings without a capability
+		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_DGRAM, syscall.IPPROTO_ICMP)
+		if err != nil {
+			return fmt.Errorf("socket: %w", err)
+		}
+		return syscall.Close(fd)
 	case "lookup":
 		addrs, err := net.LookupHost(args[0])
 		if err != nil {
