@@ -99,8 +99,39 @@ func busybox(ctx context.Context) (map[string]testimage.File, error) {
 	for _, name := range names[1:] {
 		files["/bin/"+name] = testimage.File{Hardlink: first}
 	}
+	for name, script := range map[string]string{"/bin/addgroup": addgroup, "/bin/adduser": adduser} {
+		if _, has := files[name]; !has { // Debian's is built without them
+			files[name] = testimage.File{Data: []byte(script), Mode: 0o755}
+		}
+	}
 	return files, nil
 }
+
+// What the tests use of two applets.
+const (
+	addgroup = `#!/bin/sh
+# addgroup -g GID NAME
+echo "$3:x:$2:" >> /etc/group
+`
+	adduser = `#!/bin/sh
+# adduser -D [-u UID] [-G GROUP] NAME
+uid=1000 group=
+while getopts Du:G: o; do
+	case $o in
+	u) uid=$OPTARG ;;
+	G) group=$OPTARG ;;
+	esac
+done
+shift $((OPTIND - 1))
+if [ -z "$group" ]; then
+	group=$1
+	echo "$1:x:$uid:" >> /etc/group
+fi
+gid=$(awk -F: -v g="$group" '$1 == g { print $3 }' /etc/group)
+echo "$1:x:$uid:$gid::/home/$1:/bin/sh" >> /etc/passwd
+mkdir -p "/home/$1" && chown "$uid:$gid" "/home/$1"
+`
+)
 
 // untar reads the files of a root file system.
 func untar(name string) (map[string]testimage.File, error) {

@@ -170,13 +170,10 @@ func followsLast(name string) bool {
 func splitSource(name string) (dir, base, entry string) {
 	clean := path.Clean("/" + name)
 	switch {
-	case clean == "/":
-		if strings.HasSuffix(name, ".") {
-			return "/", ".", "."
-		}
-		return "/", ".", "/"
-	case name == "." || strings.HasSuffix(name, "/."):
+	case path.Base(name) == ".": // also with a slash behind it
 		return clean, ".", "."
+	case clean == "/":
+		return "/", ".", "/"
 	case strings.HasSuffix(name, "/"):
 		return clean, ".", path.Base(clean)
 	}

@@ -48,10 +48,19 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 	if err := canExec(&snap, id); err != nil {
 		return "", err
 	}
+	if cfg.User != "" {
+		// Who is not there is told of now: the start answers with a stream.
+		if _, err := lookupUser(m.runningRootfs(c.id), cfg.User, nil); err != nil {
+			return "", err
+		}
+	}
 	e := m.newExec(c, cfg)
 	m.event(&snap, "exec_create: "+strings.Join(cfg.Cmd, " "), "execID", e.id)
 	return e.id, nil
 }
+
+// runningRootfs is where the root file system of a container is mounted while it runs.
+func (m *Manager) runningRootfs(id string) string { return filepath.Join(m.execDir(), id, "rootfs") }
 
 func (m *Manager) newExec(c *ctr, cfg ExecConfig) *execution {
 	e := &execution{id: randomID(), c: c, cfg: cfg, done: make(chan struct{})}
@@ -170,7 +179,7 @@ func (m *Manager) runExec(ctx context.Context, e *execution, c *Container, size 
 
 // execProcess is an exec's process: the container's, with what the exec changes.
 func (m *Manager) execProcess(c *Container, cfg *ExecConfig, size [2]uint16) (*specs.Process, error) {
-	rootfs := filepath.Join(m.execDir(), c.ID, "rootfs")
+	rootfs := m.runningRootfs(c.ID)
 	var add []string
 	name := cfg.User
 	if name == "" {

@@ -66,6 +66,11 @@ func TestExec(t *testing.T) {
 	if _, _, code := b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "exit", "3"}}); code != 3 {
 		t.Errorf("code %d", code)
 	}
+	for who, says := range map[string]string{"nobody-here": "unable to find user nobody-here", "0:nobodies": "unable to find group nobodies"} {
+		if _, err := b.m.ExecCreate(t.Context(), id, ExecConfig{User: who, Cmd: []string{"/bin/prog"}}); !fault.Is(err, fault.InvalidArgument) || !strings.HasPrefix(err.Error(), says) {
+			t.Errorf("as %s: %v", who, err)
+		}
+	}
 	e, err := b.m.ExecCreate(t.Context(), id, ExecConfig{AttachStdin: true, AttachStdout: true, Cmd: []string{"/bin/prog", "cat"}})
 	if err != nil {
 		t.Fatal(err)
