@@ -68,7 +68,8 @@ type AddressPool struct {
 func DefaultConfig() Config {
 	return Config{
 		Hosts: []string{"unix:///run/sampan/sampan.sock"}, DataRoot: "/var/lib/sampan", ExecRoot: "/run/sampan",
-		PidFile: "/run/sampan/sampand.pid", LogLevel: "info", CgroupParent: "/sampan", LogDriver: "json-file",
+		CertDirs: []string{"/etc/sampan/certs.d", "/etc/docker/certs.d"},
+		PidFile:  "/run/sampan/sampand.pid", LogLevel: "info", CgroupParent: "/sampan", LogDriver: "json-file",
 		Network: defaultNetworkConfig(),
 	}
 }

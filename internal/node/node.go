@@ -123,7 +123,7 @@ func (n *Node) openStores(ctx context.Context) error {
 	})
 	wg.Go(func() {
 		n.images, errs[1] = image.Open(image.Config{Root: filepath.Join(n.cfg.DataRoot, "image"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "image"),
-			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, Proxy: n.cfg.Proxy, Logger: n.log})
+			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, CertDirs: n.cfg.CertDirs, Proxy: n.cfg.Proxy, Logger: n.log})
 	})
 	wg.Go(func() { n.volumes, errs[2] = volume.Open(filepath.Join(n.cfg.DataRoot, "volumes")) })
 	wg.Wait()

@@ -153,6 +153,7 @@ func (p *puller) manifest(ctx context.Context, desc ocispec.Descriptor, match pl
 	if desc.Size > maxManifest {
 		return desc, fault.New(fault.InvalidArgument, "manifest %s has %d bytes; more than %d are refused", desc.Digest, desc.Size, maxManifest)
 	}
+	desc.URLs = nil // only the registry is asked, whatever other places a document names
 	if err := p.fetch(ctx, desc, nil); err != nil {
 		return desc, err
 	}
@@ -214,6 +215,7 @@ func (p *puller) image(ctx context.Context, target ocispec.Descriptor) (*Image, 
 	if err != nil {
 		return nil, err
 	}
+	m.Config.URLs = nil
 	if err := p.fetch(ctx, m.Config, nil); err != nil {
 		return nil, err
 	}
@@ -282,6 +284,7 @@ func (p *puller) layer(ctx context.Context, desc ocispec.Descriptor) (fresh bool
 	if !images.IsLayerType(desc.MediaType) {
 		return false, fault.New(fault.InvalidArgument, "layer %s has the media type %s, which is no layer", short(desc.Digest), desc.MediaType)
 	}
+	desc.URLs = nil
 	meter := newMeter(p.emit, Progress{ID: short(desc.Digest), Status: "Downloading", Total: desc.Size})
 	if err := p.fetch(ctx, desc, func(n int64) { fresh = true; meter.set(n) }); err != nil {
 		return fresh, err
@@ -315,10 +318,8 @@ func (p *puller) fetch(ctx context.Context, desc ocispec.Descriptor, at func(int
 			return err
 		}
 		p.emit(Progress{ID: short(desc.Digest), Status: fmt.Sprintf("Retrying in %d seconds", int(retryPause(attempt).Seconds()+0.999))})
-		select {
-		case <-time.After(retryPause(attempt)):
-		case <-ctx.Done():
-			return ctx.Err()
+		if err := sleep(ctx, retryPause(attempt)); err != nil {
+			return err
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/http"
 	"slices"
 	"strings"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
+	rerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -159,8 +161,30 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 	return nil
 }
 
-// pushBlob sends one blob or manifest. emit is nil for what Docker shows no line for.
+// pushBlob sends one blob or manifest, again if the way broke. emit is nil for what Docker shows no line for.
 func (s *Store) pushBlob(ctx context.Context, pusher remotes.Pusher, track docker.StatusTracker, desc ocispec.Descriptor, emit func(Progress)) error {
+	for attempt := 1; ; attempt++ {
+		err := s.tryPush(ctx, pusher, track, desc, emit)
+		if err == nil || ctx.Err() != nil || attempt == maxAttempts || !worthRetrying(err) && !isUnwell(err) {
+			return err
+		}
+		if emit != nil {
+			emit(Progress{ID: short(desc.Digest), Status: fmt.Sprintf("Retrying in %d seconds", int(retryPause(attempt).Seconds()+0.999))})
+		}
+		if err := sleep(ctx, retryPause(attempt)); err != nil {
+			return err
+		}
+	}
+}
+
+// isUnwell reports what a registry says when it is not well, or has too much to do.
+func isUnwell(err error) bool {
+	var status rerrors.ErrUnexpectedStatus
+	return errors.As(err, &status) && (status.StatusCode >= 500 || status.StatusCode == http.StatusTooManyRequests)
+}
+
+// tryPush is one attempt of pushBlob.
+func (s *Store) tryPush(ctx context.Context, pusher remotes.Pusher, track docker.StatusTracker, desc ocispec.Descriptor, emit func(Progress)) error {
 	line := Progress{ID: short(desc.Digest), Status: "Pushing", Total: desc.Size}
 	show := func(status string) {
 		if emit != nil {

@@ -29,8 +29,9 @@ const (
 
 // registries knows how to reach registries: which speak plain HTTP, which have mirrors.
 type registries struct {
-	secure   http.RoundTripper
+	secure   *http.Transport
 	insecure *http.Transport
+	certs    transports
 	mirrors  []*url.URL
 	hosts    map[string]bool // insecure, HOST or HOST:PORT
 	nets     []netip.Prefix  // insecure
@@ -47,7 +48,7 @@ func newRegistries(cfg Config) (*registries, error) {
 		ExpectContinueTimeout: 5 * time.Second,
 		ForceAttemptHTTP2:     true,
 	}
-	r := &registries{secure: base, insecure: base.Clone(), hosts: map[string]bool{}}
+	r := &registries{secure: base, insecure: base.Clone(), certs: transports{dirs: cfg.CertDirs}, hosts: map[string]bool{}}
 	r.insecure.TLSClientConfig = &tls.Config{InsecureSkipVerify: true} //nolint:gosec // what an insecure registry is
 	for _, m := range cfg.Mirrors {
 		u, err := url.Parse(m)
@@ -169,12 +170,26 @@ func (r *registries) hostsOf(ctx context.Context, named reference.Named, push bo
 	})
 }
 
+// firstPause is how long is waited before a request is repeated for the first time.
+const firstPause = 500 * time.Millisecond
+
 func (r *registries) client(ctx context.Context, host string) *http.Client {
-	if r.isInsecure(ctx, host) {
-		// HTTPS first, without looking at the certificate, and plain HTTP if nobody speaks TLS there: as Docker does.
-		return &http.Client{Transport: docker.NewHTTPFallback(r.insecure), CheckRedirect: redirect}
+	insecure, base := r.isInsecure(ctx, host), r.secure
+	if insecure {
+		base = r.insecure
 	}
-	return &http.Client{Transport: r.secure, CheckRedirect: redirect}
+	var way http.RoundTripper
+	own, err := r.certs.of(host, base)
+	switch {
+	case err != nil:
+		way = refusing{err}
+	case insecure:
+		// HTTPS first, without looking at the certificate, and plain HTTP if nobody speaks TLS there: as Docker does.
+		way = docker.NewHTTPFallback(own)
+	default:
+		way = own
+	}
+	return &http.Client{Transport: &patient{next: way, pause: firstPause}, CheckRedirect: redirect}
 }
 
 // redirect follows a registry to where it keeps its blobs, without the credentials unless that is the registry itself.

@@ -47,6 +47,9 @@ type Config struct {
 	// Insecure are the registries (HOST, HOST:PORT, IP or CIDR) that may speak plain HTTP or show a certificate nobody
 	// signed. Loopback addresses always may.
 	Insecure []string
+	// CertDirs are folders with a folder HOST[:PORT] for each registry that has certificates of its own: in it, NAME.crt are
+	// authorities, NAME.cert with NAME.key what this host shows. The first that has one for a registry counts.
+	CertDirs []string
 	// Proxy chooses the proxy to reach a registry by, such as http.ProxyFromEnvironment. Nil: none.
 	Proxy func(*http.Request) (*url.URL, error)
 	// Logger may be nil.

@@ -41,8 +41,13 @@ type Faults struct {
 	// Hold, if not nil, makes requests for blobs of at least HoldFrom bytes send half and then wait until it is closed.
 	Hold     <-chan struct{}
 	HoldFrom int64
-	// Fail answers every request with this status.
-	Fail int
+	// Fail answers every request with this status; with FailFirst, so many times for each method and path only. RetryAfter
+	// is the header that goes with it.
+	Fail       int
+	FailFirst  int
+	RetryAfter string
+	// CutUploads breaks the connection in the middle of the first so many uploads of at least CutFrom bytes.
+	CutUploads int
 }
 
 // Request is a request that a registry got.
@@ -151,9 +156,17 @@ func (s *Server) handle(next http.Handler, redirected bool) http.Handler {
 		} else if !s.allowed(w, r, f, auth) {
 			return
 		}
-		if f.Fail != 0 {
+		if f.Fail != 0 && (f.FailFirst == 0 || s.times(r.Method+r.URL.Path) < f.FailFirst) {
+			if f.RetryAfter != "" {
+				w.Header().Set("Retry-After", f.RetryAfter)
+			}
 			http.Error(w, http.StatusText(f.Fail), f.Fail)
 			return
+		}
+		if f.CutUploads > 0 && (r.Method == http.MethodPut || r.Method == http.MethodPatch) && strings.Contains(r.URL.Path, "/blobs/uploads/") &&
+			r.ContentLength >= f.CutFrom && s.times("uploads") < f.CutUploads {
+			_, _ = io.CopyN(io.Discard, r.Body, r.ContentLength/2)
+			panic(http.ErrAbortHandler)
 		}
 		m := blobPath.FindStringSubmatch(r.URL.Path)
 		if m == nil || r.Method != http.MethodGet {
@@ -166,6 +179,15 @@ func (s *Server) handle(next http.Handler, redirected bool) http.Handler {
 		}
 		s.serveBlob(w, r, next, f, m[1])
 	})
+}
+
+// times counts how often what was hurt before, this time left out.
+func (s *Server) times(what string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.hurt[what]
+	s.hurt[what]++
+	return n
 }
 
 func (s *Server) giveToken(w http.ResponseWriter, r *http.Request, f Faults) {
