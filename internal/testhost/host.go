@@ -113,10 +113,16 @@ const commandBound = 3 * time.Minute
 
 // DockerInput is Docker with a standard input.
 func (h *Host) DockerInput(ctx context.Context, stdin []byte, args ...string) (string, error) {
+	return h.DockerEnv(ctx, nil, stdin, args...)
+}
+
+// DockerEnv is DockerInput with variables of the environment, as NAME=VALUE.
+func (h *Host) DockerEnv(ctx context.Context, env []string, stdin []byte, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, Patient(commandBound))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.lab.CLI, args...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+h.DockerHost(), "DOCKER_CONFIG="+h.Dir, "DOCKER_CLI_HINTS=false", "NO_COLOR=1")
+	cmd.Env = append(cmd.Env, env...)
 	if stdin != nil {
 		cmd.Stdin = bytes.NewReader(stdin)
 	}

@@ -178,7 +178,7 @@ func keepLogs(t testing.TB, l *testhost.Lab) {
 		return
 	}
 	for _, h := range l.Hosts {
-		for _, path := range []string{h.LogPath(), filepath.Join(h.ExecRoot(), "keeper.log")} {
+		for _, path := range []string{h.LogPath(), filepath.Join(h.ExecRoot(), "keeper.log"), filepath.Join(h.ExecRoot(), "builder.log")} {
 			from, err := os.Open(path)
 			if err != nil {
 				continue

@@ -1,5 +1,5 @@
 // Probe is the program of the test image. As /bin/sh it takes "-c VERB …", so that health commands and `docker exec`
-// work in an image without a shell.
+// work in an image without a shell; variables of the environment are expanded in it.
 package main
 
 import (
@@ -23,7 +23,7 @@ import (
 func main() {
 	args := os.Args[1:]
 	if len(args) > 1 && args[0] == "-c" {
-		args = strings.Fields(args[1])
+		args = strings.Fields(os.ExpandEnv(args[1]))
 		if len(args) > 0 && args[0] == "/probe" {
 			args = args[1:]
 		}
