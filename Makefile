@@ -8,7 +8,7 @@ STATIC   := seccomp osusergo netgo
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
 DEPS     ?= 1
 
-.PHONY: help build deps install demo test bench lint generate check-generated fuzz clean
+.PHONY: help build deps install demo test vm bench lint generate check-generated fuzz clean
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "%-16s %s\n", $$1, $$2}'
 
@@ -34,6 +34,9 @@ test: build ## every test; says what it skips without root
 
 bench: build ## measure beside docker.io's dockerd, write docs/performance.md
 	@scripts/bench
+
+vm: build ## whole hosts in virtual machines: other kernels, cgroup version 2 alone; KERNELS= and RUN= choose (scripts/vm)
+	@KERNELS="$(KERNELS)" RUN="$(RUN)" scripts/vm
 
 lint: ## gofmt, go vet and golangci-lint when it is installed
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }

@@ -87,7 +87,7 @@ func printFindings(out io.Writer, findings []doctor.Finding) error {
 	case fatal > 0:
 		fmt.Fprintf(out, "\nSampan cannot work on this host yet: %d missing.\n", fatal)
 	case notes > 0:
-		fmt.Fprintf(out, "\nSampan works on this host, with %d remarks.\n", notes)
+		fmt.Fprintf(out, "\nSampan works on this host; remarks: %d.\n", notes)
 	default:
 		fmt.Fprintln(out, "\nSampan works on this host.")
 	}

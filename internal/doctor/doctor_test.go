@@ -95,6 +95,7 @@ func TestWhatIsMissingIsNamed(t *testing.T) {
 		}, "overlayfs", OK, false, "module"},
 		{"a namespace missing", func(f map[string]string, _ *Host) { delete(f, "proc/self/ns/cgroup") }, "namespaces", Missing, true, "cgroup"},
 		{"user namespaces off", func(f map[string]string, _ *Host) { f["proc/sys/user/max_user_namespaces"] = "0" }, "user namespaces", Note, false, "sysctl"},
+		{"no shifted owners", func(f map[string]string, _ *Host) { f["proc/sys/kernel/osrelease"] = "5.15.0-203-generic" }, "user namespaces", Note, false, "5.19"},
 		{"no vxlan", func(_ map[string]string, h *Host) {
 			h.Try = func([]string) (map[string]error, error) {
 				return map[string]error{"vxlan": errors.New("operation not supported")}, nil

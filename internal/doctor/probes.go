@@ -41,13 +41,19 @@ const lowestKernel = "5.15"
 func (h *Host) kernel() []Finding {
 	release := h.read("/proc/sys/kernel/osrelease")
 	f := Finding{Name: "kernel", Status: OK, Needed: true, Found: cmp.Or(release, "unknown")}
-	var major, minor int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n < 2 {
+	if newer, known := h.kernelFrom(5, 15); !known {
 		f.Status, f.Advice = Note, "the version could not be read; "+lowestKernel+" or newer is needed"
-	} else if major < 5 || major == 5 && minor < 15 {
+	} else if !newer {
 		f.Status, f.Advice = Missing, "upgrade to Linux "+lowestKernel+" or newer"
 	}
 	return []Finding{f}
+}
+
+// kernelFrom reports whether the kernel is of a version or a newer one, if its version can be read.
+func (h *Host) kernelFrom(major, minor int) (is, known bool) {
+	var a, b int
+	n, _ := fmt.Sscanf(h.read("/proc/sys/kernel/osrelease"), "%d.%d", &a, &b)
+	return a > major || a == major && b >= minor, n == 2
 }
 
 // controllers that containers need, and what each is for.
@@ -168,6 +174,9 @@ func (h *Host) namespaces() []Finding {
 	if n, err := strconv.Atoi(h.read("/proc/sys/user/max_user_namespaces")); !h.exists("/proc/self/ns/user") || err == nil && n == 0 {
 		user = Finding{Name: "user namespaces", Status: Note, Found: "switched off", Instead: "containers share the host's user IDs",
 			Advice: "sysctl -w user.max_user_namespaces=15000, to have them"}
+	} else if newer, known := h.kernelFrom(5, 19); known && !newer {
+		user = Finding{Name: "user namespaces", Status: Note, Found: "there, not for containers' files: overlayfs takes no ID-mapped mounts",
+			Instead: "containers share the host's user IDs (no --userns-remap, no --userns=auto)", Advice: "upgrade to Linux 5.19 or newer, to have them"}
 	}
 	return []Finding{f, user}
 }

@@ -213,3 +213,31 @@ func TestBlockIO(t *testing.T) {
 		}
 	}
 }
+
+// TestPrivilegedHasWhatTheDaemonHas: also where the daemon lacks a capability, and no more.
+func TestPrivilegedHasWhatTheDaemonHas(t *testing.T) {
+	_, h := one(t)
+	caps := func(status, name string) uint64 {
+		t.Helper()
+		_, rest, _ := strings.Cut(status, name+":")
+		n, err := strconv.ParseUint(strings.Fields(rest + " -")[0], 16, 64)
+		if err != nil {
+			t.Fatalf("%s: %v in\n%s", name, err, status)
+		}
+		return n
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.DaemonPID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := caps(string(text), "CapPrm") & caps(string(text), "CapBnd")
+	inside := Docker(t, h, "run", "--rm", "--privileged", image, "cat", "/proc/self/status")
+	for _, set := range []string{"CapPrm", "CapEff", "CapBnd"} {
+		if got := caps(inside, set); got != want {
+			t.Errorf("%s is %x, the daemon's %x", set, got, want)
+		}
+	}
+	if got := caps(Docker(t, h, "run", "--rm", "--cap-add", "ALL", image, "cat", "/proc/self/status"), "CapEff"); got != want {
+		t.Errorf("with all capabilities it has %x, the daemon %x", got, want)
+	}
+}

@@ -91,6 +91,25 @@ func TestUserNSAuto(t *testing.T) {
 	NothingLeft(t, l, before)
 }
 
+// TestUserNSRemap: with --userns-remap every container's users are those that are set aside for one, and what is volatile
+// about a daemon's flags harms nothing: containers made before are what they were.
+func TestUserNSRemap(t *testing.T) {
+	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
+		if text, err := os.ReadFile(file); err != nil || !strings.Contains("\n"+string(text), "\ndockremap:") {
+			t.Skipf("nothing is set aside for dockremap in %s, and a test does not write there: echo dockremap:100000:65536 >> %s", file, file)
+		}
+	}
+	_, h := remapped(t, "--userns-remap=default")
+	contains(t, "info", Docker(t, h, "info", "-f", "{{.SecurityOptions}}"), "name=userns")
+	Docker(t, h, "run", "-d", "--name", "one", image, "sleep")
+	Docker(t, h, "run", "-d", "--name", "two", image, "sleep")
+	if one, two := owner(t, h, "one"), owner(t, h, "two"); one == 0 || one != two {
+		t.Errorf("the roots of two containers are %d and %d", one, two)
+	}
+	equal(t, "owners", Docker(t, h, "exec", "one", "/probe", "owner", "/", "/data/hello", "/etc/hosts"), "0:0\n0:0\n0:0")
+	Docker(t, h, "run", "--rm", "--userns", "host", "--privileged", image, "true")
+}
+
 // TestUserNSRights: the root of a container is root over what is its own, and nobody elsewhere.
 func TestUserNSRights(t *testing.T) {
 	_, h := remapped(t, "--userns=auto")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -76,8 +77,8 @@ type kernel struct {
 	modules string // path of lib/modules/RELEASE
 }
 
-// findKernels returns the kernels below dir, each an unpacked Debian package.
-func findKernels(dir string) ([]kernel, error) {
+// findKernels returns the kernels below dir, each an unpacked Debian package: those in folders of the names in only, or all.
+func findKernels(dir string, only []string) ([]kernel, error) {
 	images, err := filepath.Glob(filepath.Join(dir, "*", "boot", "vmlinuz-*"))
 	if err != nil {
 		return nil, err
@@ -86,6 +87,9 @@ func findKernels(dir string) ([]kernel, error) {
 	for _, image := range images {
 		release := strings.TrimPrefix(filepath.Base(image), "vmlinuz-")
 		root := filepath.Dir(filepath.Dir(image))
+		if len(only) > 0 && !slices.Contains(only, filepath.Base(root)) {
+			continue
+		}
 		k := kernel{release: release, image: image, modules: filepath.Join(root, "lib", "modules", release)}
 		if _, err := os.Stat(k.modules); err != nil { // merged /usr
 			k.modules = filepath.Join(root, "usr", "lib", "modules", release)

@@ -22,7 +22,7 @@ type suite struct {
 
 // TestKernels boots every kernel that is there and runs the suites on it. SAMPAN_VM names a folder with kernels/ (one
 // unpacked package each) and tests/ (compiled test programs); scripts/vm makes it. SAMPAN_BIN names the programs' folder.
-// SAMPAN_VM_RUN=PROGRAM:PATTERN,… replaces the suites.
+// SAMPAN_VM_KERNELS are folders in kernels/ to which it keeps; SAMPAN_VM_RUN=PROGRAM:PATTERN,… replaces the suites.
 func TestKernels(t *testing.T) {
 	dir, bin := os.Getenv("SAMPAN_VM"), os.Getenv("SAMPAN_BIN")
 	if dir == "" || bin == "" {
@@ -36,7 +36,7 @@ func TestKernels(t *testing.T) {
 			t.Skipf("%s is not installed: 'make vm' installs it", tool)
 		}
 	}
-	kernels, err := findKernels(filepath.Join(dir, "kernels"))
+	kernels, err := findKernels(filepath.Join(dir, "kernels"), strings.Fields(os.Getenv("SAMPAN_VM_KERNELS")))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,8 @@ func boot(t *testing.T, k kernel, programs map[string]string, suites []suite) {
 		t.Fatal(err)
 	}
 	var commands strings.Builder
-	bound := time.Minute
+	commands.WriteString("echo VM-SUITE doctor; sampan doctor || failed=1\n")
+	bound := 2 * time.Minute
 	for _, s := range suites {
 		fmt.Fprintf(&commands, "echo VM-SUITE %s; mkdir -p /work; cd /work; SAMPAN_BIN=/usr/local/bin SAMPAN_PROBE=/tests/probe SAMPAN_PATIENCE=10 /tests/%s.test -test.v -test.run '%s' -test.parallel 1 -test.timeout %s || failed=1\n",
 			s.program, s.program, s.pattern, s.bound)
@@ -112,7 +113,11 @@ func boot(t *testing.T, k kernel, programs map[string]string, suites []suite) {
 // suitesOf are the suites to run: those that text names, or all.
 func suitesOf(text string) ([]suite, error) {
 	if text == "" {
-		return []suite{{program: "onehost", bound: 10 * time.Minute}}, nil
+		return []suite{
+			{program: "onehost", pattern: "TestRun$|TestLifeCycle|TestLimits|TestCgroup|TestOutOfMemory|TestPids|TestDeviceRules|TestPause|TestBlockIO|TestPrivileged|" +
+				"TestUserNS|TestNetworks$|TestPublishedUDP|TestDaemonGone|TestKeeperGone|TestReboot", bound: time.Hour},
+			{program: "cluster", pattern: "TestWiring", bound: 20 * time.Minute},
+		}, nil
 	}
 	var all []suite
 	for part := range strings.SplitSeq(text, ",") {

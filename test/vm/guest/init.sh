@@ -31,6 +31,7 @@ case $cgroup in
 	;;
 *) mount -t cgroup2 -o nsdelegate,memory_recursiveprot cgroup2 /sys/fs/cgroup ;;
 esac
+echo dockremap:100000:65536 | tee /etc/subuid > /etc/subgid
 hostname vm
 ip link set lo up
 echo "$commands" | base64 -d > /run/commands
