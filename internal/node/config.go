@@ -34,6 +34,7 @@ type Config struct {
 	Network      NetworkConfig
 	Insecure     []string // registries spoken to over plain HTTP or with unknown certificates
 	Mirrors      []string // of docker.io
+	CertDirs     []string // folders with a folder of certificates for each registry that has its own
 	CgroupParent string   // "/sampan"
 	UsernsRemap  string   // whose IDs containers' are on the host: "default", USER[:GROUP], UID[:GID]; "": the host's
 	Userns       string   // "auto": a range of IDs for each container; "" or "host": the host's
