@@ -36,7 +36,17 @@ func number(t *testing.T, name string, usual uint64) uint64 {
 // there to see it), its log is whole, and nothing stays. SAMPAN_KILLS says how often, SAMPAN_KILL_SEED repeats a run.
 func TestKilledAtRandomPoints(t *testing.T) {
 	l, h := one(t)
-	kills, seed := number(t, "SAMPAN_KILLS", 12), number(t, "SAMPAN_KILL_SEED", rand.Uint64())
+	killAtRandomPoints(t, l, h, 12)
+}
+
+// TestUserNSKilledAtRandomPoints is the same with a user namespace for each container.
+func TestUserNSKilledAtRandomPoints(t *testing.T) {
+	l, h := remapped(t, "--userns=auto")
+	killAtRandomPoints(t, l, h, 6)
+}
+
+func killAtRandomPoints(t *testing.T, l *testhost.Lab, h *testhost.Host, usual uint64) {
+	kills, seed := number(t, "SAMPAN_KILLS", usual), number(t, "SAMPAN_KILL_SEED", rand.Uint64())
 	t.Logf("SAMPAN_KILL_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	Docker(t, h, "run", "--rm", image, "true")
