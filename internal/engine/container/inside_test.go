@@ -3,6 +3,7 @@ package container
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -658,6 +659,23 @@ func TestCommitLaysTheRequestOver(t *testing.T) {
 	img, err = b.m.Commit(t.Context(), id, image.CommitRequest{Config: image.Image{Config: ocispec.ImageConfig{Entrypoint: []string{"/bin/prog"}, Cmd: []string{"env"}}}}, true)
 	if err != nil || fmt.Sprint(img.Config.Entrypoint, img.Config.Cmd) != "[/bin/prog] [env]" {
 		t.Errorf("%v %v %v", img.Config.Entrypoint, img.Config.Cmd, err)
+	}
+}
+
+// endedKeeper is a keeper whose containers end while they are being paused.
+type endedKeeper struct{ Keeper }
+
+func (endedKeeper) Pause(context.Context, string) error {
+	return fault.New(fault.Conflict, "container is not running")
+}
+
+// TestCommitOfOneThatEnds: a container that ends while it is being committed is committed as it ended.
+func TestCommitOfOneThatEnds(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{}, "wait")
+	b.m.Keeper = endedKeeper{b.m.Keeper}
+	if _, err := b.m.Commit(t.Context(), id, image.CommitRequest{Ref: "new:1"}, true); err != nil {
+		t.Error(err)
 	}
 }
 

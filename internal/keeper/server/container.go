@@ -402,7 +402,9 @@ func (s *Server) pause(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := lc.Pause(); err != nil {
+	if err := lc.Pause(); errors.Is(err, libcontainer.ErrNotRunning) {
+		return notRunning(c.status()) // it has ended just now
+	} else if err != nil {
 		return fmt.Errorf("pausing container %s: %w", id, err)
 	}
 	return c.change(func(r *record) { r.Status.Paused = r.Status.State == keeper.Running })

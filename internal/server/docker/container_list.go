@@ -13,8 +13,10 @@ import (
 	"github.com/distribution/reference"
 	apicontainer "github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -39,7 +41,7 @@ func (a *containerAPI) list(w *response, r *request) error {
 	all := r.flag("all") || f.has("status") || f.has("exited") || limit != nil && *limit > 0
 	containers := a.backend.List()
 	slices.SortStableFunc(containers, func(a, b container.Container) int { return b.Created.Compare(a.Created) })
-	out, links, images := []apicontainer.Summary{}, linkNames(containers), map[string]string{}
+	out, links, images := []apicontainer.Summary{}, linkNames(containers), map[string]image.Image{}
 	for i := range containers {
 		c := &containers[i]
 		if !all && !c.State.Running || !wanted(c) {
@@ -67,20 +69,20 @@ func (a *containerAPI) list(w *response, r *request) error {
 }
 
 // imageName is what a container's image is called now: the name that it was made with while that still stands for the
-// image, else the image's ID. ids is what names were found to stand for.
-func (a *containerAPI) imageName(ctx context.Context, c *container.Container, ids map[string]string) string {
+// image, else the image's ID. images is what names were found to stand for.
+func (a *containerAPI) imageName(ctx context.Context, c *container.Container, images map[string]image.Image) string {
 	name := c.Config.Image
 	if name == "" || name == c.ImageID {
 		return c.ImageID
 	}
-	id, asked := ids[name]
+	img, asked := images[name]
 	if !asked {
-		if img, err := a.images.Get(ctx, name); err == nil {
-			id = img.ID
+		if found, err := a.images.Get(ctx, name); err == nil {
+			img = found
 		}
-		ids[name] = id
+		images[name] = img
 	}
-	if id != c.ImageID {
+	if !runs(c, &img) {
 		return c.ImageID
 	}
 	return name
@@ -168,7 +170,7 @@ func (a *containerAPI) matcher(ctx context.Context, f filters) (func(*container.
 
 // ancestors returns a predicate for containers of any of the images named, or of images built on them.
 func (a *containerAPI) ancestors(ctx context.Context, refs []string) (func(*container.Container) bool, error) {
-	ids := map[string]bool{}
+	var wanted []image.Image
 	for _, ref := range refs {
 		img, err := a.images.Get(ctx, ref)
 		if fault.Is(err, fault.NotFound) {
@@ -176,11 +178,35 @@ func (a *containerAPI) ancestors(ctx context.Context, refs []string) (func(*cont
 		} else if err != nil {
 			return nil, err
 		}
-		ids[img.ID] = true
+		wanted = append(wanted, img)
 	}
+	descends := map[string]bool{} // by the image's ID, as far as it was asked for
 	return func(c *container.Container) bool {
-		return ids[c.ImageID] || ids[c.ImageDigest] || slices.ContainsFunc(refs, func(ref string) bool { return familiar(ref) == familiar(c.Config.Image) })
+		does, known := descends[c.ImageID]
+		if !known {
+			img, err := a.images.Get(ctx, c.ImageID)
+			does = slices.ContainsFunc(wanted, func(w image.Image) bool { return runs(c, &w) || err == nil && builtOn(&img, &w) })
+			descends[c.ImageID] = does
+		}
+		return does || slices.ContainsFunc(refs, func(ref string) bool { return familiar(ref) == familiar(c.Config.Image) })
 	}, nil
+}
+
+// runs reports whether a container was made from img.
+func runs(c *container.Container, img *image.Image) bool {
+	return img.ID != "" && (img.ID == c.ImageID || img.ID == c.ImageDigest || img.ConfigID != "" && img.ConfigID == c.ImageID)
+}
+
+// builtOn reports whether child was built on parent: it begins with parent's layers, made by the same steps.
+func builtOn(child, parent *image.Image) bool {
+	if len(parent.Layers) == 0 || len(child.Layers) < len(parent.Layers) || len(child.History) < len(parent.History) ||
+		!slices.Equal(child.Layers[:len(parent.Layers)], parent.Layers) {
+		return false
+	}
+	return slices.EqualFunc(child.History[:len(parent.History)], parent.History, func(a, b ocispec.History) bool {
+		sameTime := a.Created == nil && b.Created == nil || a.Created != nil && b.Created != nil && a.Created.Equal(*b.Created)
+		return sameTime && a.CreatedBy == b.CreatedBy && a.EmptyLayer == b.EmptyLayer
+	})
 }
 
 // familiar spells an image's name in full, so that "redis" and "docker.io/library/redis:latest" are the same.

@@ -20,6 +20,7 @@ import (
 	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/net/websocket"
 
 	"github.com/sampan-cloud/sampan/internal/engine/container"
@@ -163,7 +164,11 @@ func TestListFilters(t *testing.T) {
 		c.ImageID, c.Config.Image = "sha256:other", "other"
 	})
 	add("bbb2", "cache", func(c *container.Container) { c.State.Paused, c.State.Status = true, container.StatusPaused })
-	l.images.all["img:1"] = image.Image{ID: "sha256:i"}
+	step := func(by string) ocispec.History { return ocispec.History{CreatedBy: by, EmptyLayer: by != "ADD"} }
+	l.images.all["img:1"] = image.Image{ID: "sha256:i", Layers: []string{"l1"}, History: []ocispec.History{step("ADD"), step("LABEL a")}}
+	l.images.all["base"] = image.Image{ID: "sha256:base", Layers: []string{"l1"}, History: []ocispec.History{step("ADD")}}
+	l.images.all["sister"] = image.Image{ID: "sha256:sister", Layers: []string{"l1"}, History: []ocispec.History{step("ADD"), step("LABEL b")}}
+	l.images.all["sha256:i"] = l.images.all["img:1"]
 	c := l.client(t)
 	for _, tc := range []struct {
 		all     bool
@@ -186,6 +191,8 @@ func TestListFilters(t *testing.T) {
 		{filters: client.Filters{}.Add("exited", "3"), want: "db"},
 		{filters: client.Filters{}.Add("exited", "0"), want: ""},
 		{filters: client.Filters{}.Add("ancestor", "img:1"), want: "cache web-2 web-1"},
+		{filters: client.Filters{}.Add("ancestor", "base"), want: "cache web-2 web-1"},
+		{filters: client.Filters{}.Add("ancestor", "sister"), want: ""},
 		{filters: client.Filters{}.Add("ancestor", "docker.io/library/other:latest"), all: true, want: "db"},
 		{filters: client.Filters{}.Add("ancestor", "nosuch"), all: true, want: ""},
 		{filters: client.Filters{}.Add("network", "front"), want: "web-1"},
