@@ -77,6 +77,10 @@ type Config struct {
 	DataAddrs   func() []netip.Addr
 	// RoleChanged is called with the role that the node should have, whenever it is told.
 	RoleChanged func(cloud.Role)
+	// TrustWanted is called with the fingerprint of the roots that the node should trust, whenever it is told. May be nil.
+	TrustWanted func(fingerprint string)
+	// Redescribe holds something when Description has news that the managers wait for. May be nil.
+	Redescribe <-chan struct{}
 	// Removed is called when a manager says that this node is not part of the cluster any more.
 	Removed func()
 	Logger  *slog.Logger

@@ -55,6 +55,9 @@ func New(cfg Config) (*Agent, error) {
 	if cfg.RoleChanged == nil {
 		cfg.RoleChanged = func(cloud.Role) {}
 	}
+	if cfg.TrustWanted == nil {
+		cfg.TrustWanted = func(string) {}
+	}
 	a := &Agent{cfg: cfg, online: make(chan struct{}), alone: make(chan struct{}), logs: map[string]context.CancelFunc{}}
 	a.secrets = &files{dir: cfg.SecretsDir, logger: cfg.Logger}
 	a.reports = newReporter(a)
@@ -159,6 +162,7 @@ func (a *Agent) session(ctx context.Context) (err error) {
 	}
 	a.cfg.Managers.Update(start.GetManagers())
 	a.tellRole(start.GetRole())
+	a.cfg.TrustWanted(start.GetTrust())
 	a.views.begin(start.GetSession())
 	a.open(&link)
 	defer a.close()
@@ -184,6 +188,7 @@ func (a *Agent) session(ctx context.Context) (err error) {
 			}
 			a.cfg.Managers.Update(m.Change.GetManagers())
 			a.tellRole(m.Change.GetRole())
+			a.cfg.TrustWanted(m.Change.GetTrust())
 		case *rpc.ManagerMessage_Logs:
 			a.serveLogs(ctx, link, m.Logs, &wg)
 		case *rpc.ManagerMessage_LogCancel:
@@ -308,31 +313,34 @@ func isRedirect(err error) bool {
 // speak sends acknowledgements and changes of the node's description.
 func (a *Agent) speak(ctx context.Context, stream rpc.Dispatcher_SessionClient) error {
 	last := string(encode(a.cfg.Description()))
+	describe := func() error {
+		now := string(encode(a.cfg.Description()))
+		if now == last {
+			return nil
+		}
+		last = now
+		return stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Description{Description: []byte(now)}})
+	}
 	ticker := time.NewTicker(describePeriod)
 	defer ticker.Stop()
 	acked := uint64(0)
 	for {
+		var err error
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-a.views.ackable:
-			rev, ok := a.views.toAck()
-			if !ok || rev == acked {
-				continue
+			if rev, ok := a.views.toAck(); ok && rev != acked {
+				acked = rev
+				err = stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Ack{Ack: &rpc.Ack{Revision: rev}}})
 			}
-			acked = rev
-			if err := stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Ack{Ack: &rpc.Ack{Revision: rev}}}); err != nil {
-				return err
-			}
+		case <-a.cfg.Redescribe:
+			err = describe()
 		case <-ticker.C:
-			now := string(encode(a.cfg.Description()))
-			if now == last {
-				continue
-			}
-			last = now
-			if err := stream.Send(&rpc.AgentMessage{Kind: &rpc.AgentMessage_Description{Description: []byte(now)}}); err != nil {
-				return err
-			}
+			err = describe()
+		}
+		if err != nil {
+			return err
 		}
 	}
 }

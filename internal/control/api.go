@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control/authority"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/identity"
 	"github.com/sampan-cloud/sampan/internal/rpc"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
@@ -31,9 +33,7 @@ type APIConfig struct {
 	Local LocalLogs
 	// Leader connects to the leading manager, when it is another, on behalf of Logs.
 	Leader func(ctx context.Context) (rpc.DispatcherClient, error)
-	// NewToken makes a join token for the certificate authority with that digest: identity.NewToken.
-	NewToken func(caDigest string) (string, error)
-	Logger   *slog.Logger
+	Logger *slog.Logger
 }
 
 // LocalLogs is (*dispatcher.Dispatcher).
@@ -126,9 +126,30 @@ func (a *API) GetCluster(ctx context.Context) (*cloud.Cluster, error) {
 	return all[0], nil
 }
 
-// UpdateCluster replaces the cluster's specification, and its join tokens where asked.
-func (a *API) UpdateCluster(ctx context.Context, version uint64, spec cloud.ClusterSpec, rotateWorker, rotateManager bool) error {
+// ClusterChange is what UpdateCluster does.
+type ClusterChange struct {
+	Spec                                  cloud.ClusterSpec
+	RotateWorkerToken, RotateManagerToken bool
+	// CACert and CAKey, in PEM, are the certificate authority that is to replace the cluster's. Without them, a Spec whose
+	// ForceRotate differs asks for one that is made here.
+	CACert, CAKey []byte
+}
+
+// UpdateCluster replaces the cluster's specification, and its join tokens and certificate authority where asked.
+func (a *API) UpdateCluster(ctx context.Context, version uint64, change ClusterChange) error {
+	spec := change.Spec
 	if err := ValidateCluster(&spec); err != nil {
+		return err
+	}
+	var ca *identity.CA
+	var err error
+	switch {
+	case len(change.CACert) > 0:
+		ca, err = identity.Usable(change.CACert, change.CAKey, time.Now())
+	case len(change.CAKey) > 0:
+		err = fault.New(fault.InvalidArgument, "a key of a certificate authority was given without its certificate")
+	}
+	if err != nil {
 		return err
 	}
 	return a.cfg.Store.Update(ctx, func(tx state.WriteTx) error {
@@ -140,20 +161,26 @@ func (a *API) UpdateCluster(ctx context.Context, version uint64, spec cloud.Clus
 		if !c.SpecReadAt(version) {
 			return errOutOfSequence
 		}
-		// What was fixed when the cluster was made stays.
-		spec.Name, spec.AddressPools, spec.SubnetSize, spec.DataPathPort = c.Spec.Name, c.Spec.AddressPools, c.Spec.SubnetSize, c.Spec.DataPathPort
-		c.Spec = spec
-		if (rotateWorker || rotateManager) && a.cfg.NewToken == nil {
-			return fault.New(fault.NotImplemented, "join tokens cannot be rotated here")
-		}
-		var err error
-		if rotateWorker {
-			if c.Tokens.Worker, err = a.cfg.NewToken(c.CA.Digest); err != nil {
+		if ca == nil && spec.ForceRotate != c.Spec.ForceRotate {
+			if ca, err = identity.NewCA(time.Now()); err != nil {
 				return err
 			}
 		}
-		if rotateManager {
-			if c.Tokens.Manager, err = a.cfg.NewToken(c.CA.Digest); err != nil {
+		if ca != nil {
+			if err := authority.Begin(c, ca); err != nil {
+				return err
+			}
+		}
+		// What was fixed when the cluster was made stays.
+		spec.Name, spec.AddressPools, spec.SubnetSize, spec.DataPathPort = c.Spec.Name, c.Spec.AddressPools, c.Spec.SubnetSize, c.Spec.DataPathPort
+		c.Spec = spec
+		if change.RotateWorkerToken {
+			if c.Tokens.Worker, err = identity.NewToken(c.CA.IssuingDigest()); err != nil {
+				return err
+			}
+		}
+		if change.RotateManagerToken {
+			if c.Tokens.Manager, err = identity.NewToken(c.CA.IssuingDigest()); err != nil {
 				return err
 			}
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/control/allocator"
+	"github.com/sampan-cloud/sampan/internal/control/authority"
 	"github.com/sampan-cloud/sampan/internal/control/dispatcher"
 	"github.com/sampan-cloud/sampan/internal/control/orchestrator"
 	"github.com/sampan-cloud/sampan/internal/control/scheduler"
@@ -97,6 +98,7 @@ func (l *Leader) lead(term context.Context) {
 		"orchestrator": orchestrator.New(l.cfg.Store, l.cfg.Logger).Run,
 		"allocator":    allocator.New(l.cfg.Store, l.cfg.Logger).Run,
 		"scheduler":    scheduler.New(l.cfg.Store, l.cfg.Logger).Run,
+		"authority":    authority.New(l.cfg.Store, l.cfg.Logger).Run,
 	}
 	var wg sync.WaitGroup
 	for name, run := range loops {

@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"slices"
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -119,7 +120,7 @@ func ParseCA(bundle, key []byte) (*CA, error) {
 	if c.key, err = parseKey(key); err != nil {
 		return nil, fmt.Errorf("the cluster's CA: %w", err)
 	}
-	if !c.key.Public().(*ecdsa.PublicKey).Equal(roots[0].PublicKey) {
+	if own, ok := c.key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !own.Equal(roots[0].PublicKey) {
 		return nil, errors.New("the cluster's CA: the key is not the first certificate's")
 	}
 	return c, nil
@@ -135,7 +136,7 @@ func (c *CA) KeyPEM() []byte {
 	}
 	der, err := x509.MarshalPKCS8PrivateKey(c.key)
 	if err != nil {
-		return nil // cannot be: parseKey and NewCA give ECDSA keys only
+		return nil // cannot be: it was parsed or made here
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
 }
@@ -146,23 +147,52 @@ func (c *CA) Digest() string {
 	return hex.EncodeToString(sum[:])
 }
 
-// WithTrusted returns a CA that trusts the roots of others too: while one root is replaced by the next, both are
-// trusted everywhere before the first certificate is signed by the new one.
-func (c *CA) WithTrusted(others ...*CA) *CA {
-	out := &CA{bundle: bytes.Clone(c.bundle), roots: append([]*x509.Certificate{}, c.roots...), key: c.key}
-	for _, o := range others {
-	next:
-		for _, r := range o.roots {
-			for _, have := range out.roots {
-				if have.Equal(r) {
-					continue next
-				}
-			}
-			out.roots = append(out.roots, r)
-			out.bundle = append(out.bundle, encodeCert(r.Raw)...)
+// Only returns an authority that trusts nothing but the root with that digest, nil if c does not trust it. What else is in
+// a bundle that was sent by a stranger is the stranger's word.
+func (c *CA) Only(digest string) *CA {
+	for _, r := range c.roots {
+		if only := (&CA{bundle: encodeCert(r.Raw), roots: []*x509.Certificate{r}}); only.Digest() == digest {
+			return only
 		}
 	}
-	return out
+	return nil
+}
+
+// SameRoots reports whether both trust the same roots, in whatever order.
+func (c *CA) SameRoots(other *CA) bool {
+	within := func(a, b *CA) bool {
+		return !slices.ContainsFunc(a.roots, func(r *x509.Certificate) bool { return !slices.ContainsFunc(b.roots, r.Equal) })
+	}
+	return within(c, other) && within(other, c)
+}
+
+// Fingerprint tells bundles apart: the SHA-256, in hexadecimal, of the PEM documents as they are.
+func Fingerprint(bundle []byte) string {
+	sum := sha256.Sum256(bundle)
+	return hex.EncodeToString(sum[:])
+}
+
+// Usable checks that a user's certificate and key can be a cluster's authority, and returns it.
+func Usable(certPEM, keyPEM []byte, now time.Time) (*CA, error) {
+	if len(keyPEM) == 0 {
+		return nil, fault.New(fault.InvalidArgument, "the key of the new certificate authority is needed: external authorities are not implemented")
+	}
+	ca, err := ParseCA(certPEM, keyPEM)
+	if err != nil {
+		return nil, fault.As(fault.InvalidArgument, err)
+	}
+	root := ca.roots[0]
+	switch {
+	case len(ca.roots) != 1:
+		return nil, fault.New(fault.InvalidArgument, "the file of the new certificate authority holds %d certificates: exactly one is needed", len(ca.roots))
+	case root.CheckSignatureFrom(root) != nil:
+		return nil, fault.New(fault.InvalidArgument, "the certificate of the new authority %q is not signed by itself: it must be a root", root.Subject)
+	case now.Before(root.NotBefore) || now.Add(DefaultNodeLifetime).After(root.NotAfter):
+		return nil, fault.New(fault.InvalidArgument, "the certificate of the new authority is valid from %s to %s: it must be valid now and for longer than nodes' certificates are",
+			root.NotBefore.UTC().Format(time.DateOnly), root.NotAfter.UTC().Format(time.DateOnly))
+	}
+	ca.bundle = encodeCert(root.Raw) // without what else stands in the file
+	return ca, nil
 }
 
 // Sign issues a node's certificate for the key in the request. Nothing else of the request is looked at: what the
@@ -298,17 +328,27 @@ func parseKey(doc []byte) (crypto.Signer, error) {
 		if block == nil {
 			return nil, errors.New("no private key found")
 		}
-		if block.Type != "PRIVATE KEY" {
+		var key any
+		var err error
+		switch block.Type {
+		case "PRIVATE KEY":
+			key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+		case "EC PRIVATE KEY":
+			key, err = x509.ParseECPrivateKey(block.Bytes)
+		case "RSA PRIVATE KEY":
+			key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+		case "ENCRYPTED PRIVATE KEY":
+			return nil, errors.New("the private key is encrypted")
+		default:
 			continue
 		}
-		key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 		if err != nil {
 			return nil, err
 		}
-		ec, ok := key.(*ecdsa.PrivateKey)
+		signer, ok := key.(crypto.Signer)
 		if !ok {
-			return nil, fmt.Errorf("private key of type %T: want ECDSA", key)
+			return nil, fmt.Errorf("private key of type %T cannot sign", key)
 		}
-		return ec, nil
+		return signer, nil
 	}
 }

@@ -2,14 +2,19 @@ package identity
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -79,8 +84,22 @@ func TestCertificateSaysWhoANodeIs(t *testing.T) {
 	if _, _, err := newCA(t).Verify(cert, time.Now()); !fault.Is(err, fault.Unauthorized) {
 		t.Errorf("another cluster's CA accepts it: %v", err)
 	}
-	if _, _, err := newCA(t).WithTrusted(ca).Verify(cert, time.Now()); err != nil {
+	other := newCA(t)
+	both, err := ParseCA(slices.Concat(other.CertPEM(), ca.CertPEM()), other.KeyPEM())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := both.Verify(cert, time.Now()); err != nil {
 		t.Errorf("a bundle of both roots does not accept it: %v", err)
+	}
+	if _, _, err := both.Only(ca.Digest()).Verify(cert, time.Now()); err != nil || both.Only(newCA(t).Digest()) != nil {
+		t.Errorf("the root that signed it does not accept it: %v", err)
+	}
+	if _, _, err := both.Only(other.Digest()).Verify(cert, time.Now()); err == nil {
+		t.Error("what a stranger put beside the one root that a token vouches for is trusted")
+	}
+	if turned, _ := ParseCA(slices.Concat(ca.CertPEM(), other.CertPEM()), nil); !turned.SameRoots(both) || turned.SameRoots(ca) || ca.SameRoots(turned) {
+		t.Error("bundles are not compared by their roots")
 	}
 	if _, err := ParseCA(ca.CertPEM(), newCA(t).KeyPEM()); err == nil {
 		t.Error("a CA with another's key is accepted")
@@ -310,4 +329,42 @@ func FuzzParseToken(f *testing.F) {
 			t.Errorf("%q gives %+v", s, token)
 		}
 	})
+}
+
+func TestUsersOwnAuthority(t *testing.T) {
+	make := func(edit func(tmpl *x509.Certificate)) (cert, key []byte) {
+		private, err := rsa.GenerateKey(rand.Reader, 2048)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "own"}, NotBefore: time.Now().Add(-time.Hour),
+			NotAfter: time.Now().Add(CALifetime), KeyUsage: x509.KeyUsageCertSign, BasicConstraintsValid: true, IsCA: true}
+		edit(tmpl)
+		der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, private.Public(), private)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return encodeCert(der), pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(private)})
+	}
+	cert, key := make(func(*x509.Certificate) {})
+	ca, err := Usable(append([]byte("some text\n"), cert...), key, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := newNodeOf(t, ca, "w1", Worker)
+	if n.Subject().NodeID != "w1" || string(ca.CertPEM()) != string(cert) {
+		t.Errorf("%+v", n.Subject())
+	}
+	leaf, leafKey := make(func(c *x509.Certificate) { c.IsCA = false })
+	short, shortKey := make(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(24 * time.Hour) })
+	future, futureKey := make(func(c *x509.Certificate) { c.NotBefore = time.Now().Add(24 * time.Hour) })
+	for name, c := range map[string]struct{ cert, key []byte }{
+		"no key": {cert, nil}, "another's key": {cert, leafKey}, "no certificate": {[]byte("x"), key}, "no authority": {leaf, leafKey},
+		"two certificates": {slices.Concat(cert, short), key}, "ends too soon": {short, shortKey}, "begins later": {future, futureKey},
+		"an encrypted key": {cert, pem.EncodeToMemory(&pem.Block{Type: "ENCRYPTED PRIVATE KEY", Bytes: []byte("x")})},
+	} {
+		if _, err := Usable(c.cert, c.key, time.Now()); !fault.Is(err, fault.InvalidArgument) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

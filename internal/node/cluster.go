@@ -54,6 +54,12 @@ func (c *Cluster) setAPI(api docker.Cluster) {
 	c.api = api
 }
 
+func (c *Cluster) current() docker.Cluster {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.api
+}
+
 // Local says what this node knows of its membership without asking anybody.
 func (c *Cluster) Local() docker.LocalSwarm {
 	l := c.Membership.Local()
@@ -79,10 +85,14 @@ func (c *Cluster) Join(ctx context.Context, r docker.SwarmJoin) error {
 
 // Cluster is the control API on a manager; elsewhere it fails with Docker's words.
 func (c *Cluster) Cluster() (docker.Cluster, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.api != nil {
-		return c.api, nil
+	if api := c.current(); api != nil {
+		return api, nil
+	}
+	if back := c.Membership.Restarting(); back != nil {
+		<-back
+		if api := c.current(); api != nil {
+			return api, nil
+		}
 	}
 	if c.Membership.Local().State == "inactive" {
 		return nil, fault.New(fault.Unavailable, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)

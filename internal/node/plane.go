@@ -16,7 +16,6 @@ import (
 	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/fault"
-	"github.com/sampan-cloud/sampan/internal/identity"
 	"github.com/sampan-cloud/sampan/internal/network"
 	"github.com/sampan-cloud/sampan/internal/node/membership"
 	"github.com/sampan-cloud/sampan/internal/rpc"
@@ -28,7 +27,7 @@ func (n *Node) startManager(env membership.ManagerEnv) (ManagerPlane, error) {
 	rpc.RegisterDispatcherServer(env.Registrar, leader.Dispatcher())
 	links := &leaderLinks{env: env}
 	api := control.NewAPI(control.APIConfig{Store: env.Store, CaughtUp: env.CaughtUp, Election: env.Election, Local: leader.Dispatcher(), Leader: links.dispatcher,
-		NewToken: identity.NewToken, Logger: n.log})
+		Logger: n.log})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -88,10 +87,11 @@ func (n *Node) startAgent(env membership.NodeEnv) (stop func(), err error) {
 		Description: func() cloud.NodeDescription {
 			d := n.host.description(mtuOf(env.DataAddrs))
 			d.Subnets = n.subnets()
+			d.TrustRoot = env.TrustRoot()
 			return d
 		},
 		DataAddrs:   func() []netip.Addr { return env.DataAddrs },
-		RoleChanged: env.SetRole, Removed: env.Removed, Logger: n.log,
+		RoleChanged: env.SetRole, TrustWanted: env.SetTrust, Redescribe: env.TrustChanged, Removed: env.Removed, Logger: n.log,
 	})
 	if err != nil {
 		return nil, err

@@ -1084,6 +1084,7 @@ type SessionStart struct {
 	Managers        []string               `protobuf:"bytes,2,rep,name=managers,proto3" json:"managers,omitempty"`
 	HeartbeatPeriod int64                  `protobuf:"varint,3,opt,name=heartbeat_period,json=heartbeatPeriod,proto3" json:"heartbeat_period,omitempty"` // nanoseconds
 	Role            string                 `protobuf:"bytes,4,opt,name=role,proto3" json:"role,omitempty"`                                               // the role the node should have: differs from its certificate's after promote and demote
+	Trust           string                 `protobuf:"bytes,5,opt,name=trust,proto3" json:"trust,omitempty"`                                             // fingerprint of the roots that the node is to trust, the first being who signs; it renews if its own differ
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -1146,6 +1147,13 @@ func (x *SessionStart) GetRole() string {
 	return ""
 }
 
+func (x *SessionStart) GetTrust() string {
+	if x != nil {
+		return x.Trust
+	}
+	return ""
+}
+
 // ViewChange turns the agent's view at revision `from` into that at `revision`. full: drop the view first.
 type ViewChange struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -1155,6 +1163,7 @@ type ViewChange struct {
 	Changes       []*Change              `protobuf:"bytes,4,rep,name=changes,proto3" json:"changes,omitempty"`
 	Managers      []string               `protobuf:"bytes,5,rep,name=managers,proto3" json:"managers,omitempty"` // empty: unchanged
 	Role          string                 `protobuf:"bytes,6,opt,name=role,proto3" json:"role,omitempty"`         // empty: unchanged
+	Trust         string                 `protobuf:"bytes,7,opt,name=trust,proto3" json:"trust,omitempty"`       // empty: unchanged
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1227,6 +1236,13 @@ func (x *ViewChange) GetManagers() []string {
 func (x *ViewChange) GetRole() string {
 	if x != nil {
 		return x.Role
+	}
+	return ""
+}
+
+func (x *ViewChange) GetTrust() string {
+	if x != nil {
+		return x.Trust
 	}
 	return ""
 }
@@ -2087,12 +2103,13 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\x04logs\x18\x03 \x01(\v2\x19.sampan.rpc.v1.LogRequestH\x00R\x04logs\x129\n" +
 	"\n" +
 	"log_cancel\x18\x04 \x01(\v2\x18.sampan.rpc.v1.LogCancelH\x00R\tlogCancelB\x06\n" +
-	"\x04kind\"\x83\x01\n" +
+	"\x04kind\"\x99\x01\n" +
 	"\fSessionStart\x12\x18\n" +
 	"\asession\x18\x01 \x01(\tR\asession\x12\x1a\n" +
 	"\bmanagers\x18\x02 \x03(\tR\bmanagers\x12)\n" +
 	"\x10heartbeat_period\x18\x03 \x01(\x03R\x0fheartbeatPeriod\x12\x12\n" +
-	"\x04role\x18\x04 \x01(\tR\x04role\"\xb1\x01\n" +
+	"\x04role\x18\x04 \x01(\tR\x04role\x12\x14\n" +
+	"\x05trust\x18\x05 \x01(\tR\x05trust\"\xc7\x01\n" +
 	"\n" +
 	"ViewChange\x12\x12\n" +
 	"\x04full\x18\x01 \x01(\bR\x04full\x12\x12\n" +
@@ -2100,7 +2117,8 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x04R\brevision\x12/\n" +
 	"\achanges\x18\x04 \x03(\v2\x15.sampan.rpc.v1.ChangeR\achanges\x12\x1a\n" +
 	"\bmanagers\x18\x05 \x03(\tR\bmanagers\x12\x12\n" +
-	"\x04role\x18\x06 \x01(\tR\x04role\"J\n" +
+	"\x04role\x18\x06 \x01(\tR\x04role\x12\x14\n" +
+	"\x05trust\x18\a \x01(\tR\x05trust\"J\n" +
 	"\x06Change\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\tR\x03key\x12\x1a\n" +

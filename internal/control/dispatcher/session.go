@@ -13,6 +13,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/identity"
 	"github.com/sampan-cloud/sampan/internal/rpc"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
@@ -146,7 +147,7 @@ func (t *term) open(ctx context.Context, node string, hello *rpc.Hello) (*sessio
 	s.sent, s.full = hello.GetRevision(), !resumes
 	s.meta = t.meta(node)
 	s.outbox = append(s.outbox, &rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Start{Start: &rpc.SessionStart{
-		Session: s.id, Managers: t.model.managers(), Role: t.role(node), HeartbeatPeriod: int64(t.model.heartbeatPeriod()),
+		Session: s.id, Managers: t.model.managers(), Role: t.role(node), Trust: t.trust(node), HeartbeatPeriod: int64(t.model.heartbeatPeriod()),
 	}}})
 	t.clock.open(node, s.id)
 	t.nudge()
@@ -185,8 +186,29 @@ func (t *term) role(node string) string {
 	return ""
 }
 
+// trust returns the fingerprint of the roots that a node is to trust. Managers are told one after the other, this one
+// last, as each starts its part in the replicated state anew; until its turn, a manager is told nothing.
+func (t *term) trust(node string) string {
+	c := t.model.cluster
+	if c == nil {
+		return ""
+	}
+	bundle := string(c.CA.Bundle())
+	n := t.model.nodes[node]
+	if n == nil || n.Manager == nil {
+		return identity.Fingerprint([]byte(bundle))
+	}
+	for id, other := range t.model.nodes {
+		before := node == c.Status.Leader || id != c.Status.Leader && id < node
+		if id != node && before && other.Manager != nil && other.Status.State == cloud.NodeReady && other.Description.TrustRoot != bundle {
+			return ""
+		}
+	}
+	return identity.Fingerprint([]byte(bundle))
+}
+
 func (t *term) meta(node string) string {
-	return t.role(node) + " " + strings.Join(t.model.managers(), " ")
+	return t.role(node) + " " + t.trust(node) + " " + strings.Join(t.model.managers(), " ")
 }
 
 func (t *term) close(s *session) {
@@ -251,7 +273,7 @@ func (t *term) collect(s *session) []*rpc.ManagerMessage {
 	}
 	if meta != s.meta {
 		s.meta = meta
-		change.Role, change.Managers = t.role(s.node), t.model.managers()
+		change.Role, change.Trust, change.Managers = t.role(s.node), t.trust(s.node), t.model.managers()
 	}
 	s.full, s.sent = false, t.model.rev
 	return append(out, &rpc.ManagerMessage{Kind: &rpc.ManagerMessage_Change{Change: change}})

@@ -72,6 +72,11 @@ type NodeEnv struct {
 	// SetRole is to be called with the role that the managers name (SessionStart, ViewChange). It returns at once;
 	// promotion and demotion are carried out behind it, as often as it takes.
 	SetRole func(cloud.Role)
+	// SetTrust is to be called with the fingerprint of the roots that the managers name; it returns at once. TrustRoot
+	// returns the roots that the node goes by, in PEM; what TrustChanged holds says that they have changed.
+	SetTrust     func(fingerprint string)
+	TrustRoot    func() string
+	TrustChanged <-chan struct{}
 	// Removed is to be called when a manager answers that this node is no longer part of the cluster.
 	Removed func()
 	Logger  *slog.Logger

@@ -467,7 +467,7 @@ func (m *Membership) obtainFrom(ctx context.Context, addr string, token identity
 	if err != nil {
 		return nil, fault.New(fault.InvalidArgument, "%s does not answer like a manager: %w", addr, err)
 	}
-	if ca.Digest() != token.Digest {
+	if ca = ca.Only(token.Digest); ca == nil {
 		return nil, fault.New(fault.InvalidArgument, "remote CA does not match fingerprint. Expected: %s (is the join token that of another swarm?)", token.Digest)
 	}
 	conn, err := rpc.Dial(addr, identity.JoinConfig(ca, m.now))

@@ -32,6 +32,7 @@ type manager struct {
 	logger *slog.Logger
 	now    func() time.Time
 	probe  *prober
+	roots  *identity.CA // those that the member of the replicated state was started with
 
 	port      *port
 	storeMu   sync.RWMutex // the port is open, and asks allowPeer, before there is a store
@@ -56,7 +57,7 @@ type managerStart struct {
 func (m *Membership) startManager(ctx context.Context, rec record, id *identity.Node, pool *rpc.Managers, how managerStart) (*manager, error) {
 	u := undo.New()
 	defer func() { _ = u.Run() }()
-	mg := &manager{rec: rec, id: id, logger: m.logger, now: m.now, probe: newProber()}
+	mg := &manager{rec: rec, id: id, logger: m.logger, now: m.now, probe: newProber(), roots: id.CA()}
 
 	l := how.listener
 	if l == nil {
@@ -221,7 +222,7 @@ func (mg *manager) renewSelf() error {
 	if err != nil {
 		return err
 	}
-	return mg.id.Install(cert, key, cluster.CA.Cert)
+	return mg.id.Install(cert, key, cluster.CA.Bundle())
 }
 
 // Election says which manager leads: the one that Raft has elected.

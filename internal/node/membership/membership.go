@@ -34,6 +34,8 @@ type Membership struct {
 	current *membership
 	joining bool
 	failure string // why the membership does not work, for docker info
+	// restarting is closed when the manager's parts, which are being started anew, are back; nil at other times.
+	restarting chan struct{}
 }
 
 // membership is a running membership.
@@ -48,11 +50,15 @@ type membership struct {
 	roles  chan cloud.Role // wanted; capacity 1, the newest wins
 	doubts chan struct{}   // whether this node is still part of the cluster; capacity 1
 
+	trustNews    chan struct{} // wantTrust has changed; capacity 1
+	trustChanged chan struct{} // the agent is to tell the roots that this node goes by; capacity 1
+
 	rejoin bool // this node's copy of the state is no member's any more; guarded by Membership.ops
 
 	// Guarded by Membership.mu.
 	manager   *manager
 	stopAgent func()
+	wantTrust string // fingerprint of the roots that the managers want trusted
 }
 
 // New returns the membership as it is on disk, not yet started.
@@ -125,7 +131,8 @@ func (m *Membership) resumeManager(ctx context.Context, cur *membership) error {
 
 // begin makes the running membership, without manager and agent.
 func (m *Membership) begin(rec record, id *identity.Node, addrs []string) (*membership, error) {
-	cur := &membership{rec: rec, id: id, roles: make(chan cloud.Role, 1), doubts: make(chan struct{}, 1)}
+	cur := &membership{rec: rec, id: id, roles: make(chan cloud.Role, 1), doubts: make(chan struct{}, 1),
+		trustNews: make(chan struct{}, 1), trustChanged: make(chan struct{}, 1)}
 	var err error
 	if cur.pool, err = rpc.NewManagers(rpc.ManagersConfig{
 		File: filepath.Join(m.dir, managersFile), Addrs: addrs, TLS: id.ClientConfig(), Logger: m.logger, Doubted: cur.doubt,
@@ -138,6 +145,7 @@ func (m *Membership) begin(rec record, id *identity.Node, addrs []string) (*memb
 	m.mu.Unlock()
 	cur.wg.Go(func() { id.KeepFresh(cur.ctx, m.logger, func(ctx context.Context) error { return m.renew(ctx, cur) }) })
 	cur.wg.Go(func() { m.followRole(cur) })
+	cur.wg.Go(func() { m.followTrust(cur) })
 	cur.wg.Go(func() { m.clearDoubts(cur) })
 	return cur, nil
 }
@@ -150,7 +158,8 @@ func (m *Membership) startAgent(cur *membership) error {
 	stop, err := hook(NodeEnv{
 		NodeID: cur.rec.NodeID, ClusterID: cur.rec.ClusterID, Hostname: m.cfg.Hostname, Managers: cur.pool,
 		DataAddrs: []netip.Addr{cur.rec.DataPath}, DataPathPort: cur.rec.DataPathPort,
-		SetRole: func(r cloud.Role) { m.setRole(cur, r) }, Removed: func() { go m.removed(cur) }, Logger: m.logger,
+		SetRole: func(r cloud.Role) { m.setRole(cur, r) }, SetTrust: func(f string) { m.setTrust(cur, f) },
+		TrustRoot: func() string { return m.trustRoot(cur) }, TrustChanged: cur.trustChanged, Removed: func() { go m.removed(cur) }, Logger: m.logger,
 	})
 	if err != nil {
 		return fmt.Errorf("start this node's agent: %w", err)

@@ -91,7 +91,7 @@ func (s joinService) IssueCertificate(ctx context.Context, r *rpc.IssueCertifica
 }
 
 func (m *manager) sign(cluster *cloud.Cluster, csr []byte, nodeID, role string) ([]byte, error) {
-	ca, err := identity.ParseCA(cluster.CA.Cert, cluster.CA.Key)
+	ca, err := identity.ParseCA(cluster.CA.Bundle(), cluster.CA.IssuingKey())
 	if err != nil {
 		return nil, err
 	}
@@ -104,7 +104,7 @@ func (m *manager) issue(cluster *cloud.Cluster, csr []byte, nodeID string, role 
 		return nil, err
 	}
 	return &rpc.IssueCertificateResponse{
-		NodeId: nodeID, Role: string(role), CertificatePem: cert, CaPem: cluster.CA.Cert, Managers: m.managerAddrs(),
+		NodeId: nodeID, Role: string(role), CertificatePem: cert, CaPem: cluster.CA.Bundle(), Managers: m.managerAddrs(),
 		ClusterId: cluster.ID, DataPathPort: uint32(cluster.Spec.DataPathPort),
 	}, nil
 }

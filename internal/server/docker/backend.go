@@ -181,7 +181,7 @@ type (
 // prefixes are taken wherever ref is the parameter's name.
 type Cluster interface {
 	GetCluster(ctx context.Context) (*cloud.Cluster, error)
-	UpdateCluster(ctx context.Context, version uint64, spec cloud.ClusterSpec, rotateWorker, rotateManager bool) error
+	UpdateCluster(ctx context.Context, version uint64, change control.ClusterChange) error
 
 	ListNodes(ctx context.Context) ([]*cloud.Node, error)
 	GetNode(ctx context.Context, ref string) (*cloud.Node, error)

@@ -118,15 +118,15 @@ func checkVersion(m *cloud.Meta, version uint64) error {
 }
 
 func (f *fakeCluster) GetCluster(context.Context) (*cloud.Cluster, error) { return f.cluster, nil }
-func (f *fakeCluster) UpdateCluster(_ context.Context, version uint64, spec cloud.ClusterSpec, worker, manager bool) error {
+func (f *fakeCluster) UpdateCluster(_ context.Context, version uint64, change control.ClusterChange) error {
 	if err := checkVersion(&f.cluster.Meta, version); err != nil {
 		return err
 	}
-	f.cluster.Spec = spec
-	if worker {
+	f.cluster.Spec = change.Spec
+	if change.RotateWorkerToken {
 		f.cluster.Tokens.Worker += "2"
 	}
-	if manager {
+	if change.RotateManagerToken {
 		f.cluster.Tokens.Manager += "2"
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 	apiswarm "github.com/moby/moby/api/types/swarm"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/control"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -135,7 +136,10 @@ func (a *swarmAPI) update(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	return ok(w, cluster.UpdateCluster(r.Context(), version, spec, worker, manager))
+	return ok(w, cluster.UpdateCluster(r.Context(), version, control.ClusterChange{
+		Spec: spec, RotateWorkerToken: worker, RotateManagerToken: manager,
+		CACert: []byte(body.CAConfig.SigningCACert), CAKey: []byte(body.CAConfig.SigningCAKey),
+	}))
 }
 
 // clusterSpec turns a specification into the domain's. What the wire does not carry is taken from current.
@@ -147,9 +151,10 @@ func clusterSpec(in *apiswarm.Spec, current *cloud.ClusterSpec) (cloud.ClusterSp
 	ca := in.CAConfig
 	switch {
 	case len(ca.ExternalCAs) > 0:
-		return out, fault.New(fault.NotImplemented, "external certificate authorities are not implemented")
-	case ca.SigningCACert != "" || ca.SigningCAKey != "" || ca.ForceRotate != 0:
-		return out, fault.New(fault.NotImplemented, "rotating the cluster's certificate authority is not implemented")
+		return out, fault.New(fault.NotImplemented, "external certificate authorities are not implemented: "+
+			"give the cluster the certificate and key of an authority of its own (swarm ca --rotate --ca-cert FILE --ca-key FILE)")
+	case current == nil && (ca.SigningCACert != "" || ca.SigningCAKey != "" || ca.ForceRotate != 0):
+		return out, fault.New(fault.NotImplemented, "a new swarm makes its own certificate authority: replace it afterwards (swarm ca --rotate)")
 	case ca.NodeCertExpiry != 0 && ca.NodeCertExpiry < time.Hour:
 		return out, fault.New(fault.InvalidArgument, "minimum certificate expiry time is: %s", time.Hour)
 	case in.Dispatcher.HeartbeatPeriod < 0:
@@ -175,6 +180,7 @@ func clusterSpec(in *apiswarm.Spec, current *cloud.ClusterSpec) (cloud.ClusterSp
 	if in.Dispatcher.HeartbeatPeriod != 0 {
 		out.HeartbeatPeriod = in.Dispatcher.HeartbeatPeriod
 	}
+	out.ForceRotate = ca.ForceRotate
 	if ca.NodeCertExpiry != 0 {
 		out.CertExpiry = ca.NodeCertExpiry
 	}
@@ -190,11 +196,21 @@ func wireCluster(c *cloud.Cluster) apiswarm.ClusterInfo {
 			Orchestration: apiswarm.OrchestrationConfig{TaskHistoryRetentionLimit: &limit},
 			Raft:          apiswarm.RaftConfig{SnapshotInterval: 10000, KeepOldSnapshots: &snapshots, LogEntriesForSlowFollowers: 500, ElectionTick: 10, HeartbeatTick: 1},
 			Dispatcher:    apiswarm.DispatcherConfig{HeartbeatPeriod: c.Spec.HeartbeatPeriod},
-			CAConfig:      apiswarm.CAConfig{NodeCertExpiry: c.Spec.CertExpiry},
+			CAConfig:      apiswarm.CAConfig{NodeCertExpiry: c.Spec.CertExpiry, ForceRotate: c.Spec.ForceRotate},
 		},
-		TLSInfo:         tlsInfo(string(c.CA.Cert)),
+		TLSInfo: clusterTLSInfo(&c.CA), RootRotationInProgress: c.CA.Next != nil,
 		DefaultAddrPool: append([]netip.Prefix{}, c.Spec.AddressPools...), SubnetSize: uint32(c.Spec.SubnetSize), DataPathPort: uint32(c.Spec.DataPathPort), //nolint:gosec // a prefix length
 	}
+}
+
+// clusterTLSInfo shows the authority that is trusted, and the one from which all nodes are to have certificates.
+func clusterTLSInfo(ca *cloud.CA) apiswarm.TLSInfo {
+	out := tlsInfo(string(ca.Cert))
+	if ca.Next != nil {
+		next := tlsInfo(string(ca.Next.Cert))
+		out.CertIssuerSubject, out.CertIssuerPublicKey = next.CertIssuerSubject, next.CertIssuerPublicKey
+	}
+	return out
 }
 
 // swarmInfo is the cluster's part of docker info.
