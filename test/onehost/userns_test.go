@@ -151,6 +151,8 @@ func TestUserNSFiles(t *testing.T) {
 	equal(t, "by name of the container's user", Docker(t, h, "run", "--rm", "-u", "user", "-v", "vol:/data", image, "owner", "/data/mine"), "1000:1000")
 	equal(t, "without a user namespace", Docker(t, h, "run", "--rm", "--userns", "host", "-v", "vol:/data", image, "owner", "/data/mine"), "1000:1000")
 
+	equal(t, "an image as a mount", Docker(t, h, "run", "--rm", "--mount", "type=image,source="+image+",target=/img", image, "owner", "/img", "/img/data/hello"), "0:0\n0:0")
+
 	in := filepath.Join(t.TempDir(), "in")
 	if err := os.WriteFile(in, []byte("in"), 0o644); err != nil {
 		t.Fatal(err)
