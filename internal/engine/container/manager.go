@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -54,7 +55,8 @@ type Manager struct {
 	ids     *idPool
 	devices deviceSpecs
 
-	host host // what the kernel and this process may give to containers
+	host  host          // what the kernel and this process may give to containers
+	youth time.Duration // so long signals may wait for programs that have just started
 
 	ctx    context.Context // ends at Close
 	cancel context.CancelFunc
@@ -95,6 +97,7 @@ func New(cfg ManagerConfig) (*Manager, error) {
 		byName:        map[string]string{},
 		execs:         map[string]*execution{},
 		host:          probeHost(),
+		youth:         youth,
 		ids:           newIDPool(cfg.UserNS.Pool),
 	}
 	if m.devices.dirs = cfg.CDISpecDirs; len(m.devices.dirs) == 0 {

@@ -100,6 +100,7 @@ func stopSignal(cfg *Config, given string) (syscall.Signal, error) {
 // signal sends a signal to a container's process. stopping says that the container is meant to end by it, so that no
 // restart policy brings it back.
 func (m *Manager) signal(ctx context.Context, c *ctr, sig syscall.Signal, stopping bool) error {
+	m.untilListening(ctx, c, sig)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.rec.State

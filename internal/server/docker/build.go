@@ -41,8 +41,11 @@ func (a *buildAPI) routes() []route {
 
 // forward is for BuildKit's own protocols, which are none of the API's business.
 func (a *buildAPI) forward(w *response, r *request) error {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), "h2c") {
-		return fault.New(fault.InvalidArgument, "the request must ask for an upgrade of its connection to h2c")
+	switch proto := r.Header.Get("Upgrade"); {
+	case proto == "":
+		return fault.New(fault.InvalidArgument, "no upgrade proto in request: it must be h2c")
+	case !strings.EqualFold(proto, "h2c"):
+		return fault.New(fault.InvalidArgument, "protocol %s not supported: it must be h2c", proto)
 	}
 	return a.builder.Forward(w, r.Request)
 }

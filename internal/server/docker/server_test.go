@@ -178,7 +178,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a build by an unknown builder", "POST", "/build?version=3", "application/x-tar", "x", 400, "invalid version"},
 		{"a squashed build", "POST", "/build?squash=1", "application/x-tar", "x", 400, "squash"},
 		{"a build with bad arguments", "POST", "/build?buildargs=x", "application/x-tar", "x", 400, "buildarg"},
-		{"a session without its protocol", "POST", "/session", "", "", 400, "h2c"},
+		{"a session without its protocol", "POST", "/session", "", "", 400, "no upgrade proto in request"},
 		{"a cancel of nothing", "POST", "/build/cancel", "", "", 400, "build ID not provided"},
 		{"a prune by two rules", "POST", "/build/prune?filters={\"until\":[\"1h\"],\"unused-for\":[\"1h\"]}", "", "", 400, "conflicting filters"},
 		{"a plugin", "POST", "/plugins/pull?remote=x", "", "", 501, "plugins"},

@@ -1,0 +1,65 @@
+package container
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// The first process of a PID namespace gets only the signals that it listens to: the kernel drops the others. A program
+// that has just been started has not come to that yet, and a stop sent meanwhile would be lost, to end in SIGKILL ten
+// seconds later. So a signal to a young container waits until it is listened to.
+const (
+	youth         = 500 * time.Millisecond // so long after its start a program may still be getting ready
+	listeningPoll = 5 * time.Millisecond   // there is no event for it
+)
+
+// untilListening returns when a container's first process listens to sig, or is no longer young, or needs not listen.
+func (m *Manager) untilListening(ctx context.Context, c *ctr, sig syscall.Signal) {
+	snap := c.snapshot()
+	s := &snap.State
+	if sig == syscall.SIGKILL || sig == syscall.SIGSTOP || !s.Running || s.Paused || s.Restarting || snap.Config.Host.PidMode != "" {
+		return
+	}
+	left := m.youth - time.Since(s.StartedAt)
+	if left <= 0 {
+		return
+	}
+	over := time.NewTimer(left)
+	defer over.Stop()
+	poll := time.NewTicker(listeningPoll)
+	defer poll.Stop()
+	for !m.host.listens(s.PID, sig) {
+		select {
+		case <-poll.C:
+		case <-over.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// listens reports whether a process does anything about a signal: catches, blocks or ignores it. One that is gone, or of
+// which that cannot be known, does.
+func (h *host) listens(pid int, sig syscall.Signal) bool {
+	b, err := os.ReadFile(filepath.Join(h.procRoot, strconv.Itoa(pid), "status"))
+	if err != nil {
+		return true
+	}
+	for line := range strings.Lines(string(b)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigBlk" && name != "SigIgn" && name != "SigCgt" {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err != nil || mask&(1<<(uint(sig)-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
