@@ -180,17 +180,17 @@ func TestNetworks(t *testing.T) {
 		p := netip.MustParsePrefix
 		ingress, err := s.api.GetNetwork(ctx, "ingress")
 		must(t, err)
-		s.eventually("the ingress network has the first subnet", func() bool {
+		s.eventually("the ingress network has the first subnet, and one of IPv6", func() bool {
 			ingress, err = s.api.GetNetwork(ctx, "ingress")
-			return err == nil && len(ingress.Status.Subnets) == 1
+			return err == nil && len(ingress.Status.Subnets) == 2
 		})
-		if ingress.Status.Subnets[0].Subnet != p("10.0.0.0/24") || ingress.Status.VNI != 4096 || ingress.Status.MTU != 1450 {
+		if ingress.Status.Subnets[0].Subnet != p("10.0.0.0/24") || !ingress.Status.Subnets[1].Subnet.Addr().Is6() || ingress.Status.VNI != 4096 || ingress.Status.MTU != 1450 {
 			t.Errorf("ingress: %+v", ingress.Status)
 		}
 		marks := map[uint32]bool{}
 		for _, n := range s.nodes() {
 			marks[n.Ingress.Mark] = true
-			if len(n.Ingress.Addrs) != 1 || n.Ingress.Mark&^cloud.IngressMarkMask != 0 {
+			if len(n.Ingress.Addrs) != 2 || n.Ingress.Mark&^cloud.IngressMarkMask != 0 {
 				t.Errorf("ingress leg of %s: %+v", n.ID, n.Ingress)
 			}
 		}

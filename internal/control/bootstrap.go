@@ -45,7 +45,7 @@ func Bootstrap(ctx context.Context, store state.Store, c *cloud.Cluster, first *
 	}
 	ingress := &cloud.Network{
 		Meta: cloud.Meta{ID: cloud.NewID(), Project: cloud.DefaultProject},
-		Spec: cloud.NetworkSpec{Name: cloud.IngressNetworkName, Driver: cloud.DriverOverlay, Ingress: true},
+		Spec: cloud.NetworkSpec{Name: cloud.IngressNetworkName, Driver: cloud.DriverOverlay, Ingress: true, IPv6: true},
 	}
 	return store.Update(ctx, func(tx state.WriteTx) error {
 		if len(state.List[*cloud.Cluster](tx, state.By{})) > 0 {

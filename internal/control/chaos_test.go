@@ -244,21 +244,27 @@ func (c *chaos) wrongOn(name string, h *host, alive map[string]*cloud.Task) stri
 	if have := slices.Sorted(maps.Keys(v.Networks)); !slices.Equal(have, slices.Sorted(maps.Keys(nets))) {
 		return fmt.Sprintf("networks %v, want %v", have, nets)
 	}
-	want := map[string]netip.Addr{}
+	plain := func(prefixes []netip.Prefix) (out []netip.Addr) {
+		for _, p := range prefixes {
+			out = append(out, p.Addr())
+		}
+		return out
+	}
+	want := map[string][]netip.Addr{}
 	for _, t := range alive {
 		for _, n := range t.Networks {
 			if nets[n.NetworkID] {
-				want[cloud.MemberID(t.ID, n.NetworkID)] = n.Addrs[0].Addr()
+				want[cloud.MemberID(t.ID, n.NetworkID)] = plain(n.Addrs)
 			}
 		}
 	}
 	for id, m := range v.Members {
-		addr, ok := want[id]
+		addrs, ok := want[id]
 		if !ok {
 			return fmt.Sprintf("a member that is not there: %s of %s, ready %t", id, m.ServiceName, m.Ready)
 		}
-		if !m.Ready || len(m.Addrs) != 1 || m.Addrs[0] != addr {
-			return fmt.Sprintf("member %s of %s: ready %t, addresses %v, want %s", id, m.ServiceName, m.Ready, m.Addrs, addr)
+		if !m.Ready || !slices.Equal(m.Addrs, addrs) {
+			return fmt.Sprintf("member %s of %s: ready %t, addresses %v, want %v", id, m.ServiceName, m.Ready, m.Addrs, addrs)
 		}
 	}
 	if len(v.Members) != len(want) {
@@ -272,7 +278,7 @@ func (c *chaos) wrongOn(name string, h *host, alive map[string]*cloud.Task) stri
 			}
 			services++
 			vs := v.Services[svc.ID+"/"+vip.NetworkID]
-			if vs == nil || vs.Name != svc.Spec.Name || len(vs.VIPs) != 1 || vs.VIPs[0] != vip.Addrs[0].Addr() {
+			if vs == nil || vs.Name != svc.Spec.Name || !slices.Equal(vs.VIPs, plain(vip.Addrs)) {
 				return fmt.Sprintf("service %s is %+v, want address %v", svc.Spec.Name, vs, vip.Addrs)
 			}
 		}

@@ -61,7 +61,7 @@ type box struct {
 }
 
 func newClusterSide(m *Manager) (*clusterSide, error) {
-	return &clusterSide{m: m, log: m.log, boxes: map[string]*box{}, in: ingress.NewHost(m.host, m.log),
+	return &clusterSide{m: m, log: m.log, boxes: map[string]*box{}, in: ingress.NewHost(m.host, m.log, m.router.forward),
 		ov: overlay.New(overlay.Config{Dir: filepath.Join(m.cfg.ExecRoot, "netns"), Host: m.host, Logger: m.log})}, nil
 }
 
@@ -228,7 +228,7 @@ func (c *clusterSide) program(b *box) error {
 		if e.NetworkID != p.ingress || !e.IPv4.IsValid() {
 			continue
 		}
-		return b.ingress.Set(ingress.SandboxConfig{Interface: e.Interface, Addr: e.IPv4, Legs: p.legs, Afresh: b.fresh})
+		return b.ingress.Set(ingress.SandboxConfig{Interface: e.Interface, Addr: e.IPv4, Addr6: e.IPv6, Legs: p.legs, Afresh: b.fresh})
 	}
 	return nil
 }
@@ -238,24 +238,39 @@ func (c *clusterSide) publish(ctx context.Context, p *plan) error {
 	if p.ingress == "" || !p.leg.IsValid() {
 		return c.unpublish(ctx, p)
 	}
-	_, err := c.ov.Join(ctx, p.ingress, overlay.Port{Key: legKey, Interface: ingress.LegName, Addrs: []netip.Prefix{p.leg}})
-	if err != nil {
+	cfg := ingress.HostConfig{Leg: p.leg, Leg6: p.leg6, Ports: p.ports}
+	addrs := []netip.Prefix{p.leg}
+	if off, err := c.m.withoutIPv6(); err != nil {
+		return err
+	} else if off {
+		cfg.Leg6 = netip.Prefix{}
+	} else if p.leg6.IsValid() {
+		addrs = append(addrs, p.leg6)
+	}
+	if _, err := c.ov.Join(ctx, p.ingress, overlay.Port{Key: legKey, Interface: ingress.LegName, Addrs: addrs}); err != nil {
 		return fmt.Errorf("published ports: %w", err)
 	}
-	cfg := ingress.HostConfig{Leg: p.leg, Ports: p.ports}
 	for _, n := range c.m.List() {
 		if n.Scope != ScopeLocal {
 			continue
 		}
 		for _, s := range n.Subnets {
-			if s.Subnet.Addr().Is4() {
-				cfg.Private = append(cfg.Private, s.Subnet.Masked())
-			}
+			cfg.Private = append(cfg.Private, s.Subnet.Masked())
 		}
 	}
 	slices.SortFunc(cfg.Private, netip.Prefix.Compare)
 	cfg.Private = slices.Compact(cfg.Private)
 	return c.in.Set(ctx, cfg)
+}
+
+// withoutIPv6 reports whether this host is to have no IPv6.
+func (m *Manager) withoutIPv6() (off bool, err error) {
+	err = m.host.Do(func() error {
+		v, err := netns.ReadSysctl("net.ipv6.conf.default.disable_ipv6")
+		off = err != nil || v != "0"
+		return nil
+	})
+	return off, err
 }
 
 func (c *clusterSide) unpublish(ctx context.Context, p *plan) error {

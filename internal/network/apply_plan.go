@@ -3,8 +3,10 @@ package network
 import (
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/keeper"
@@ -21,6 +23,7 @@ type plan struct {
 	nets    map[string]*netPlan
 	ingress string // ID of the ingress network; empty: none
 	leg     netip.Prefix
+	leg6    netip.Prefix
 	legs    map[netip.Addr]uint32 // of all nodes: address on the ingress network to mark
 	ports   []*ingress.Port
 }
@@ -112,6 +115,9 @@ func remotes(view *cloud.NodeView, self string, n *cloud.Network, members []*clo
 		}
 		mac := cloud.MAC(first(addrs))
 		for _, a := range addrs {
+			if a.Is6() && !a.Is4In6() && !haveIPv6() {
+				continue
+			}
 			out[a.Unmap()] = overlay.Remote{Node: node, MAC: mac}
 			peers[node] = true
 		}
@@ -231,8 +237,7 @@ func published(services []*cloud.VirtualService, crews map[string]*crew, before 
 			}
 			seen[p.Endpoint] = true
 			if c := crews[svc.ServiceID]; c != nil {
-				four := netip.IPv4Unspecified()
-				p.Members, p.Draining = sameFamily(c.ready, four), sameFamily(c.draining, four)
+				p.Members, p.Draining = c.ready, c.draining
 			}
 			if o := known[p.Endpoint]; o != nil && o.Target == p.Target && slices.Equal(o.Members, p.Members) && slices.Equal(o.Draining, p.Draining) {
 				p = o
@@ -248,7 +253,7 @@ func (p *plan) findLegs(view *cloud.NodeView, self string, n *cloud.Network) {
 	for id, peer := range view.Peers {
 		for _, a := range peer.Ingress.Addrs {
 			a = a.Unmap()
-			if !a.Is4() || peer.Ingress.Mark&cloud.IngressMarkMask == 0 {
+			if peer.Ingress.Mark&cloud.IngressMarkMask == 0 || a.Is6() && !haveIPv6() {
 				continue
 			}
 			p.legs[a] = peer.Ingress.Mark & cloud.IngressMarkMask
@@ -256,13 +261,21 @@ func (p *plan) findLegs(view *cloud.NodeView, self string, n *cloud.Network) {
 				continue
 			}
 			for _, s := range n.Status.Subnets {
-				if s.Subnet.Contains(a) {
+				if s.Subnet.Contains(a) && a.Is4() {
 					p.leg = netip.PrefixFrom(a, s.Subnet.Bits())
+				} else if s.Subnet.Contains(a) {
+					p.leg6 = netip.PrefixFrom(a, s.Subnet.Bits())
 				}
 			}
 		}
 	}
 }
+
+// haveIPv6 reports whether the kernel speaks it.
+var haveIPv6 = sync.OnceValue(func() bool {
+	_, err := os.Stat("/proc/sys/net/ipv6")
+	return err == nil
+})
 
 // network is the plan as the manager knows networks.
 func (n *netPlan) network() *Network {

@@ -198,7 +198,7 @@ func (s *swarm) difference(boxes map[string]string) string {
 			want[ingress.Endpoint{Protocol: p.Protocol, Port: p.Published}] = list
 		}
 	}
-	got, err := ingress.NewHost(h.NS, nil).Published()
+	got, err := ingress.NewHost(h.NS, nil, nil).Published()
 	must(s.t, err)
 	if !maps.EqualFunc(got, want, slices.Equal) {
 		return fmt.Sprintf("published are %v, want %v", got, want)

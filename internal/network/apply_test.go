@@ -37,6 +37,7 @@ type swarmHost struct {
 	t     testing.TB
 	m     *network.Manager
 	names *nameServer
+	edit  func(*network.Config)
 }
 
 // nameServer stands for the keeper: it holds the newest names.
@@ -70,10 +71,14 @@ const (
 	blueID    = "blue00000000000000000000a"
 )
 
-func newSwarm(t testing.TB, hosts int) *swarm {
+func newSwarm(t testing.TB, hosts int, edits ...func(*network.Config)) *swarm {
 	s := &swarm{t: t, lab: nettest.New(t), view: cloud.NewNodeView()}
 	for i := range hosts {
-		h := &swarmHost{Space: s.lab.Host(fmt.Sprintf("host%d", i+1)), t: t, names: &nameServer{}}
+		h := &swarmHost{Space: s.lab.Host(fmt.Sprintf("host%d", i+1)), t: t, names: &nameServer{}, edit: func(c *network.Config) {
+			for _, e := range edits {
+				e(c)
+			}
+		}}
 		s.hosts = append(s.hosts, h)
 		s.view.Peers[h.Name] = &cloud.Peer{NodeID: h.Name, Addrs: []netip.Addr{h.Addr},
 			Ingress: cloud.IngressLeg{Addrs: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(2 + i)})}, Mark: uint32(i+1) << cloud.IngressMarkShift}}
@@ -98,8 +103,9 @@ func newSwarm(t testing.TB, hosts int) *swarm {
 // start makes a manager, as a daemon that starts does.
 func (h *swarmHost) start() {
 	h.t.Helper()
-	m, err := network.New(network.Config{DataRoot: filepath.Join(h.Dir, "data"), ExecRoot: filepath.Join(h.Dir, "exec"),
-		HostNetNS: h.Path(), Names: h.names})
+	cfg := network.Config{DataRoot: filepath.Join(h.Dir, "data"), ExecRoot: filepath.Join(h.Dir, "exec"), HostNetNS: h.Path(), Names: h.names}
+	h.edit(&cfg)
+	m, err := network.New(cfg)
 	must(h.t, err)
 	h.m = m
 }
@@ -353,6 +359,86 @@ func TestPublishedOnEveryHost(t *testing.T) {
 		if n.Scope == network.ScopeSwarm {
 			t.Errorf("network %s after leaving", n.Spec.Name)
 		}
+	}
+}
+
+// TestPublishedToIPv6: published ports are reached by IPv6 on every host, and members see the client's own address;
+// whether or not they have another way out by IPv6.
+func TestPublishedToIPv6(t *testing.T) {
+	for _, out := range []bool{false, true} {
+		t.Run(fmt.Sprintf("way out %v", out), func(t *testing.T) {
+			s := newSwarm(t, 3, func(c *network.Config) { c.Bridge.IPv6 = out })
+			s.view.Networks[ingressID].Status.Subnets = append(s.view.Networks[ingressID].Status.Subnets,
+				cloud.IPAMConfig{Subnet: netip.MustParsePrefix("fd10::/64"), Gateway: ip("fd10::1")})
+			s.client.AddAddr("eth0", netip.MustParsePrefix("fd99::99/64"))
+			for i, h := range s.hosts {
+				h.AddAddr("eth0", netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", i+1)))
+				p := s.view.Peers[h.Name]
+				p.Ingress.Addrs = append(p.Ingress.Addrs, ip(fmt.Sprintf("fd10::%d", i+2)))
+			}
+			s.network(redID, "red", "10.10.0.0/24", 4097)
+			s.service(ingressID, "web", "10.0.0.100", cloud.PortConfig{Protocol: cloud.TCP, Target: 80, Published: 8080, Mode: cloud.PublishIngress},
+				cloud.PortConfig{Protocol: cloud.UDP, Target: 80, Published: 8080})
+			s.apply()
+			for i := range 2 {
+				name, six := fmt.Sprintf("web.%d", i+1), ip(fmt.Sprintf("fd10::1%d", i+1))
+				m := s.member(ingressID, i, "web", name, fmt.Sprintf("10.0.0.%d", 11+i))
+				m.Addrs = append(m.Addrs, six)
+				endpoint := on(ingressID, fmt.Sprintf("10.0.0.%d", 11+i))
+				endpoint.IPv6 = six
+				s.task(i, name, endpoint, on(redID, fmt.Sprintf("10.10.0.%d", 11+i))).Serve6(80)
+			}
+			s.apply()
+			check := func(what string) {
+				t.Helper()
+				for i, h := range s.hosts {
+					for _, protocol := range []string{"tcp", "udp"} {
+						for at, want := range map[string]string{fmt.Sprintf("[fd99::%d]:8080", i+1): "fd99::99", h.Addr.String() + ":8080": s.client.Addr.String()} {
+							seen := map[string]bool{}
+							for range 4 {
+								server, from := s.client.MustAsk(protocol, at)
+								seen[server] = true
+								if from != want {
+									t.Errorf("%s: %s by %s: %s saw the client as %s", what, protocol, at, server, from)
+								}
+							}
+							if len(seen) != 2 {
+								t.Errorf("%s: %s by %s reaches %v", what, protocol, at, seen)
+							}
+						}
+					}
+				}
+			}
+			check("at first")
+			if got := s.hosts[2].Spread("tcp", "[fd99::3]:8080", 4); len(got) != 2 {
+				t.Errorf("from a host itself: %v", got)
+			}
+			if _, _, err := s.hosts[2].Ask("tcp", "[::1]:8080"); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("[::1]: %v, want a refusal, after which clients try 127.0.0.1", err)
+			}
+			c, err := s.client.Dial("tcp", "[fd99::3]:8080")
+			must(t, err)
+			for _, h := range s.hosts {
+				must(t, h.m.Close())
+				must(t, c.Echo([]byte("no daemon")))
+				h.start()
+				before := s.ruleset(h.Space)
+				must(t, h.m.Apply(t.Context(), s.view, h.Name))
+				if after := s.ruleset(h.Space); after != before {
+					t.Errorf("%s: the restart changed the rules from\n%s\nto\n%s", h.Name, before, after)
+				}
+			}
+			must(t, c.Echo([]byte("daemons again")))
+			check("after a restart")
+			for i := range 2 {
+				s.view.Members[cloud.MemberID(fmt.Sprintf("web.%d", i+1), ingressID)].Ready = false
+			}
+			s.apply()
+			if _, _, err := s.client.Ask("tcp", "[fd99::1]:8080"); !errors.Is(err, syscall.ECONNREFUSED) {
+				t.Errorf("with nobody ready: %v, want a refusal", err)
+			}
+			must(t, c.Echo([]byte("still open")))
+		})
 	}
 }
 

@@ -175,7 +175,7 @@ func (j *joined) given(n *Network, es EndpointSpec) error {
 		switch {
 		case es.IPv4.IsValid() && c.Subnet.Contains(es.IPv4):
 			j.IPv4 = netip.PrefixFrom(es.IPv4, c.Subnet.Bits())
-		case es.IPv6.IsValid() && c.Subnet.Contains(es.IPv6):
+		case es.IPv6.IsValid() && c.Subnet.Contains(es.IPv6) && (haveIPv6() || !es.IPv4.IsValid()):
 			j.IPv6 = netip.PrefixFrom(es.IPv6, c.Subnet.Bits())
 		}
 	}

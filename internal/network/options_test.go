@@ -221,7 +221,7 @@ func TestBridgeOfAnother(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
 	s.host.With(func(h *netlink.Handle) error {
-		_, err := link.AddBridge(h, link.Bridge{Name: "theirs"})
+		_, err := link.AddBridge(h, link.Bridge{Name: "theirs", MAC: "02:00:00:00:00:07"})
 		return err
 	})
 	s.create(Spec{Name: "app", Options: map[string]string{optBridgeName: "theirs"}})

@@ -269,15 +269,22 @@ func (m *Manager) predefined() error {
 	return nil
 }
 
-// ensureGatewayBridge makes the network by which sandboxes on overlays reach the world.
+// ensureGatewayBridge makes the network by which sandboxes on overlays reach the world. It has IPv6 where the network
+// "bridge" has. One that a user has made stays as it is; one of ours that differs is made anew when nobody is on it.
 func (m *Manager) ensureGatewayBridge() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if _, err := m.find(gatewayBridge); err == nil {
-		return nil
+	spec := Spec{Name: gatewayBridge, Driver: DriverBridge, IPAMDriver: "default", IPv4: true, IPv6: m.cfg.Bridge.IPv6, Options: map[string]string{
+		optBridgeName: gatewayBridge, optICC: "false", optMasquerade: "true"}}
+	if n, err := m.find(gatewayBridge); err == nil {
+		if n.Spec.IPv6 == spec.IPv6 || !maps.Equal(n.Spec.Options, spec.Options) || len(n.Spec.IPAM) > 0 || len(m.members(n.ID)) > 0 {
+			return nil
+		}
+		if err := m.removeLocked(n); err != nil {
+			return err
+		}
 	}
-	_, err := m.createLocked(Spec{Name: gatewayBridge, Driver: DriverBridge, IPAMDriver: "default", IPv4: true, Options: map[string]string{
-		optBridgeName: gatewayBridge, optICC: "false", optMasquerade: "true"}}, newID())
+	_, err := m.createLocked(spec, newID())
 	return err
 }
 

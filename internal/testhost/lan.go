@@ -146,6 +146,17 @@ func (l *LAN) newNamespace(name string) (netns.NsHandle, error) {
 // Do runs f on a thread inside the machine's network namespace. What f starts in other goroutines is not inside.
 func (m *Machine) Do(f func() error) error { return in(m.ns, f) }
 
+// AddAddr gives the machine a further address on the switch, such as one of IPv6.
+func (m *Machine) AddAddr(p netip.Prefix) error {
+	return in(m.ns, func() error {
+		l, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		return netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}, Flags: unix.IFA_F_NODAD})
+	})
+}
+
 // Cut pulls the machine's cable out of the switch; Heal puts it back.
 func (m *Machine) Cut() error { return m.setPort(false) }
 

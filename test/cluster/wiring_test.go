@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -120,4 +121,33 @@ func TestRefusals(t *testing.T) {
 		return err
 	})
 	Refused(t, a, []string{"manager", "--force"}, "swarm", "leave")
+}
+
+// TestReachedByIPv6: a service's published port answers by IPv6 on every host and sees the client's address; its tasks
+// are found by SRV.
+func TestReachedByIPv6(t *testing.T) {
+	l := Cluster(t, 2, 1)
+	at := func(i int) netip.Prefix { return netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", i)) }
+	for i, m := range []*testhost.Machine{l.Client, l.Hosts[0].Machine, l.Hosts[1].Machine} {
+		if err := m.AddAddr(at(i + 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	h := l.Hosts[0]
+	Docker(t, h, "network", "create", "-d", "overlay", "--attachable", "shop")
+	service(t, h, "web", 3, "--network", "shop", "--publish", "8080:8080", "--label", "sampan.port.http=8080")
+	for i := 2; i <= 3; i++ {
+		url := fmt.Sprintf("http://[%s]:8080", at(i).Addr())
+		answers(t, l.Client, url, 3)
+		body, err := get(l.Client.HTTP(3*time.Second), url)
+		if err != nil || !strings.HasSuffix(body, " "+at(1).Addr().String()) {
+			t.Errorf("by %s the task saw another client than %s: %q, %v", url, at(1).Addr(), body, err)
+		}
+	}
+	for _, port := range []string{"http", "8080"} {
+		servers := strings.Fields(Docker(t, l.Hosts[1], "run", "--rm", "--network", "shop", image, "services", port, "tcp", "web"))
+		if len(servers) != 3 || !strings.HasPrefix(servers[0], "web.") || !strings.HasSuffix(servers[0], ".:8080") {
+			t.Errorf("by SRV: %q", servers)
+		}
+	}
 }

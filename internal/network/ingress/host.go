@@ -52,42 +52,46 @@ func (e Endpoint) String() string { return strconv.Itoa(int(e.Port)) + "/" + str
 type Port struct {
 	Endpoint
 	Target   uint16       // of the members
-	Members  []netip.Addr // on the ingress network: who gets new connections; without any they are refused
+	Members  []netip.Addr // on the ingress network, of both versions of IP: who gets new connections; without any they are refused
 	Draining []netip.Addr // who keeps the connections he has
 }
 
 // HostConfig is what the host's side should be.
 type HostConfig struct {
 	Leg     netip.Prefix   // the leg's address on the ingress network, and its subnet
+	Leg6    netip.Prefix   // its IPv6 address; invalid: nothing is published to IPv6
 	Private []netip.Prefix // subnets that other hosts may have too: clients from there appear as the leg
 	Ports   []*Port        // one of each Endpoint
 }
 
 // Host is the host's side. It is safe for concurrent use.
 type Host struct {
-	ns  *netns.NS
-	log *slog.Logger
+	ns      *netns.NS
+	log     *slog.Logger
+	forward func(v6 bool) error
 
 	mu      sync.Mutex
 	known   map[Endpoint]*frontend // nil: to be read
 	private []netip.Prefix
 	leg     netip.Prefix
+	leg6    netip.Prefix
 	claims  map[Endpoint]io.Closer
 	refused map[Endpoint]error // ports that another program has
 }
 
 // frontend is a port as it is in the kernel.
 type frontend struct {
-	port  *Port // nil after a restart
-	slots []netip.AddrPort
+	port  *Port               // nil after a restart
+	slots [2][]netip.AddrPort // of IPv4 and IPv6
 }
 
-// NewHost returns the side of the namespace ns, which must stay open. It touches nothing.
-func NewHost(ns *netns.NS, log *slog.Logger) *Host {
+// NewHost returns the side of the namespace ns, which must stay open. It touches nothing. forward makes the namespace
+// pass packets of a version of IP on.
+func NewHost(ns *netns.NS, log *slog.Logger, forward func(v6 bool) error) *Host {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Host{ns: ns, log: log, claims: map[Endpoint]io.Closer{}, refused: map[Endpoint]error{}}
+	return &Host{ns: ns, log: log, forward: forward, claims: map[Endpoint]io.Closer{}, refused: map[Endpoint]error{}}
 }
 
 var (
@@ -99,6 +103,37 @@ var (
 	backends = nft.Map{Name: "backends", Key: append(slices.Clone(key), nft.CTMark), Value: []nft.Field{nft.DstIP4, nft.DstPort}}
 )
 
+// version is one of the two versions of IP, with the names of what holds it.
+type version struct {
+	v6                 bool
+	is                 nft.Rule
+	src                nft.Field
+	icmp               nft.Proto
+	services, backends nft.Map
+	chain              string // the beginning of ports' chains
+}
+
+var versions = [2]version{
+	{is: nft.IPv4(), src: nft.SrcIP4, icmp: nft.ICMP, services: services, backends: backends, chain: "port_"},
+	{v6: true, is: nft.IPv6(), src: nft.SrcIP6, icmp: nft.ICMPv6, chain: "port6_",
+		services: nft.Map{Name: "services6", Key: key, Verdicts: true},
+		backends: nft.Map{Name: "backends6", Key: append(slices.Clone(key), nft.CTMark), Value: []nft.Field{nft.DstIP6, nft.DstPort}}},
+}
+
+// of are those of the addresses that are of the version.
+func (v version) of(addrs []netip.Addr) (out []netip.Addr) {
+	for _, a := range addrs {
+		if a.Is6() == v.v6 {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
+func (v version) chainOf(e Endpoint) string {
+	return fmt.Sprintf("%s%s_%d", v.chain, e.Protocol, e.Port)
+}
+
 func proto(p cloud.Protocol) nft.Proto {
 	switch p {
 	case cloud.UDP:
@@ -109,8 +144,7 @@ func proto(p cloud.Protocol) nft.Proto {
 	return nft.TCP
 }
 
-func (e Endpoint) key() []any    { return []any{proto(e.Protocol), nft.Port(e.Port)} }
-func (e Endpoint) chain() string { return fmt.Sprintf("port_%s_%d", e.Protocol, e.Port) }
+func (e Endpoint) key() []any { return []any{proto(e.Protocol), nft.Port(e.Port)} }
 
 func (e Endpoint) elements(slots []netip.AddrPort, first int, values bool) []nft.Element {
 	out := make([]nft.Element, len(slots))
@@ -124,9 +158,9 @@ func (e Endpoint) elements(slots []netip.AddrPort, first int, values bool) []nft
 }
 
 // pick is the chain of a port with n members. Why the rule is there twice is said in package lb.
-func pick(e Endpoint, n int) nft.Chain {
-	draw := nft.DNATMap(false, backends.Name, append(slices.Clone(key), nft.RoundRobin(uint32(n)))...)
-	return nft.Chain{Name: e.chain(), Rules: []nft.Rule{draw, draw}}
+func (v version) pick(e Endpoint, n int) nft.Chain {
+	draw := nft.DNATMap(v.v6, v.backends.Name, append(slices.Clone(key), nft.RoundRobin(uint32(n)))...)
+	return nft.Chain{Name: v.chainOf(e), Rules: []nft.Rule{draw, draw}}
 }
 
 // srcLocal matches packets that the host itself sends.
@@ -140,8 +174,22 @@ func srcLocal() nft.Rule {
 func base(cfg HostConfig) nft.Content {
 	in, out := nft.Is(nft.IIfName, LegName), nft.Is(nft.OIfName, LegName)
 	fresh, running := nft.AnyBit(nft.CTState, nft.StateNew), nft.AnyBit(nft.CTState, nft.StateEstablished|nft.StateRelated)
-	dispatch := []nft.Rule{nft.Join(nft.IPv4(), nft.Is(nft.DstType, nft.TypeLocal), nft.VerdictMap(services.Name, key...))}
-	return nft.Content{Maps: []nft.Map{ports, services, backends}, Chains: []nft.Chain{
+	local := nft.Is(nft.DstType, nft.TypeLocal)
+	dispatch := []nft.Rule{
+		// There is no route_localnet in IPv6: what is sent to [::1] is refused, and clients go on to 127.0.0.1.
+		nft.Join(nft.IPv6(), nft.In(nft.DstIP6, loopback6), nft.Return()),
+		// A member could not answer an address that is not on its own link.
+		nft.Join(nft.IPv6(), nft.In(nft.SrcIP6, linkLocal6), nft.Return())}
+	var refuse []nft.Rule
+	for _, v := range versions {
+		dispatch = append(dispatch, nft.Join(v.is, local, nft.VerdictMap(v.services.Name, key...)))
+		// A published port that was not translated has no ready member.
+		refuse = append(refuse,
+			nft.Join(v.is, fresh, nft.Is(nft.L4Proto, nft.TCP), nft.InSet(ports.Name, key...), nft.Rule{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
+			nft.Join(v.is, fresh, nft.InSet(ports.Name, key...), nft.Reject()),
+			nft.Join(v.is, in, nft.Is(nft.L4Proto, v.icmp), nft.Return()))
+	}
+	return nft.Content{Maps: []nft.Map{ports, services, backends, versions[1].services, versions[1].backends}, Chains: []nft.Chain{
 		{Name: "prerouting", Type: nft.TypeNAT, Hook: nft.Prerouting, Priority: nft.PriorityDNAT, Rules: dispatch},
 		{Name: "output", Type: nft.TypeNAT, Hook: nft.Output, Priority: nft.PriorityDNAT, Rules: dispatch},
 		postrouting(cfg),
@@ -159,26 +207,27 @@ func base(cfg HostConfig) nft.Content {
 			nft.Join(in, running, nft.Return()),
 			nft.Join(in, nft.Drop()),
 		}},
-		{Name: "input", Type: nft.TypeFilter, Hook: nft.Input, Priority: nft.PriorityFilter, Rules: []nft.Rule{
-			// A published port that was not translated has no ready member.
-			nft.Join(nft.IPv4(), fresh, nft.Is(nft.L4Proto, nft.TCP), nft.InSet(ports.Name, key...), nft.Rule{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}}),
-			nft.Join(nft.IPv4(), fresh, nft.InSet(ports.Name, key...), nft.Reject()),
-			nft.Join(in, nft.Is(nft.L4Proto, nft.ICMP), nft.Return()),
-			nft.Join(in, fresh, nft.Drop()),
-		}},
+		{Name: "input", Type: nft.TypeFilter, Hook: nft.Input, Priority: nft.PriorityFilter, Rules: append(refuse, nft.Join(in, fresh, nft.Drop()))},
 	}}
 }
 
-var loopback = netip.MustParsePrefix("127.0.0.0/8")
+var (
+	loopback   = netip.MustParsePrefix("127.0.0.0/8")
+	loopback6  = netip.MustParsePrefix("::1/128")
+	linkLocal6 = netip.MustParsePrefix("fe80::/10")
+)
 
 // postrouting gives the leg's address to clients that a member could not answer: the host itself, members, and those
 // whose addresses other hosts have too.
 func postrouting(cfg HostConfig) nft.Chain {
-	out := nft.Join(nft.IPv4(), nft.Is(nft.OIfName, LegName))
-	rules := []nft.Rule{nft.Join(out, srcLocal(), nft.Masquerade())}
-	for _, p := range append([]netip.Prefix{cfg.Leg.Masked()}, cfg.Private...) {
-		if p.Addr().Is4() {
-			rules = append(rules, nft.Join(out, nft.In(nft.SrcIP4, p), nft.Masquerade()))
+	var rules []nft.Rule
+	for i, v := range versions {
+		out := nft.Join(v.is, nft.Is(nft.OIfName, LegName))
+		rules = append(rules, nft.Join(out, srcLocal(), nft.Masquerade()))
+		for _, p := range append([]netip.Prefix{[]netip.Prefix{cfg.Leg, cfg.Leg6}[i]}, cfg.Private...) {
+			if p.IsValid() && p.Addr().Is6() == v.v6 {
+				rules = append(rules, nft.Join(out, nft.In(v.src, p.Masked()), nft.Masquerade()))
+			}
 		}
 	}
 	return nft.Chain{Name: "postrouting", Type: nft.TypeNAT, Hook: nft.Postrouting, Priority: nft.PrioritySNAT, Rules: rules}
@@ -201,8 +250,8 @@ func (h *Host) Set(_ context.Context, cfg HostConfig) error {
 		}
 		h.known = known
 	}
-	if h.leg != cfg.Leg {
-		if err := h.ns.Do(prepareHost); err != nil {
+	if h.leg != cfg.Leg || h.leg6 != cfg.Leg6 {
+		if err := h.prepare(cfg.Leg6.IsValid()); err != nil {
 			return fmt.Errorf("published ports: %w", err)
 		}
 	}
@@ -219,29 +268,38 @@ func (h *Host) Set(_ context.Context, cfg HostConfig) error {
 	if restarted {
 		lost, gone = want, nil // who went while nobody looked cannot be told
 	}
-	if err := sweep(h.ns, cfg.Leg, lost, gone); err != nil {
+	if err := sweep(h.ns, []netip.Prefix{cfg.Leg, cfg.Leg6}, lost, gone); err != nil {
 		h.known = nil
 		return fmt.Errorf("published ports: %w", err)
 	}
 	return nil
 }
 
-// prepareHost sets what the leg needs: forwarding, and answers to 127.0.0.1. It runs in the host's namespace.
-func prepareHost() error {
-	for _, s := range [][2]string{
-		{"net.ipv4.ip_forward", "1"},
-		{"net.ipv4.conf." + LegName + ".route_localnet", "1"},
-		{"net.ipv4.conf." + LegName + ".arp_ignore", "1"},
-		{"net.ipv4.conf." + LegName + ".arp_announce", "2"},
-	} {
-		if got, err := netns.ReadSysctl(s[0]); err == nil && got == s[1] {
-			continue
-		}
-		if err := netns.WriteSysctl(s[0], s[1]); err != nil {
+// prepare sets what the leg needs: forwarding, and answers to 127.0.0.1.
+func (h *Host) prepare(v6 bool) error {
+	if err := h.forward(false); err != nil {
+		return err
+	}
+	if v6 {
+		if err := h.forward(true); err != nil {
 			return err
 		}
 	}
-	return nil
+	return h.ns.Do(func() error {
+		for _, s := range [][2]string{
+			{"net.ipv4.conf." + LegName + ".route_localnet", "1"},
+			{"net.ipv4.conf." + LegName + ".arp_ignore", "1"},
+			{"net.ipv4.conf." + LegName + ".arp_announce", "2"},
+		} {
+			if got, err := netns.ReadSysctl(s[0]); err == nil && got == s[1] {
+				continue
+			}
+			if err := netns.WriteSysctl(s[0], s[1]); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // claim takes the ports from other programs, and takes out of want what they have.
@@ -262,7 +320,7 @@ func (h *Host) claim(want map[Endpoint]*Port) {
 			continue
 		}
 		var c io.Closer
-		err := h.ns.Do(func() (err error) { c, err = listen(e); return err })
+		err := h.ns.Do(func() (err error) { c, err = listenAll(e); return err })
 		if err == nil {
 			h.claims[e] = c
 			delete(h.refused, e)
@@ -306,7 +364,7 @@ func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, r
 		case len(h.known) == 0 && (restarted || h.leg != cfg.Leg):
 			tx.Replace(table, base(cfg))
 			changed = true
-		case restarted || h.leg != cfg.Leg || !slices.Equal(h.private, cfg.Private):
+		case restarted || h.leg != cfg.Leg || h.leg6 != cfg.Leg6 || !slices.Equal(h.private, cfg.Private):
 			tx.SetChain(table, postrouting(cfg))
 			changed = true
 		}
@@ -323,15 +381,18 @@ func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, r
 				next[e] = old
 				continue
 			}
-			var was []netip.AddrPort
-			if old != nil {
-				was = old.slots
+			f := &frontend{port: p}
+			for i, v := range versions {
+				var was []netip.AddrPort
+				if old != nil {
+					was = old.slots[i]
+				}
+				var members []netip.AddrPort
+				for _, m := range v.of(p.Members) {
+					members = append(members, netip.AddrPortFrom(m, p.Target))
+				}
+				f.slots[i] = lb.Fill(was, members, 0)
 			}
-			members := make([]netip.AddrPort, 0, len(p.Members))
-			for _, m := range p.Members {
-				members = append(members, netip.AddrPortFrom(m, p.Target))
-			}
-			f := &frontend{port: p, slots: lb.Fill(was, members, 0)}
 			changed = replace(tx, e, old, f) || changed
 			next[e] = f
 			if old != nil {
@@ -346,7 +407,7 @@ func (h *Host) change(conn *nft.Conn, cfg HostConfig, want map[Endpoint]*Port, r
 	if err != nil && !errors.Is(err, errUnchanged) {
 		return nil, nil, err
 	}
-	h.known, h.leg, h.private = next, cfg.Leg, slices.Clone(cfg.Private)
+	h.known, h.leg, h.leg6, h.private = next, cfg.Leg, cfg.Leg6, slices.Clone(cfg.Private)
 	return lost, gone, nil
 }
 
@@ -355,7 +416,7 @@ var errUnchanged = errors.New("nothing to change")
 // without are those who get no new connections any more, and those who were draining and are gone.
 func (f *frontend) without(now *Port) []netip.Addr {
 	var members, draining []netip.Addr
-	for _, s := range f.slots {
+	for _, s := range slices.Concat(f.slots[0], f.slots[1]) {
 		members = append(members, s.Addr())
 	}
 	if f.port != nil {
@@ -367,50 +428,59 @@ func (f *frontend) without(now *Port) []netip.Addr {
 func drop(tx *nft.Tx, e Endpoint, old *frontend) {
 	element := []nft.Element{{Key: e.key()}}
 	tx.Take(table, ports, element)
-	if len(old.slots) > 0 {
-		tx.Take(table, services, element)
-		tx.Take(table, backends, e.elements(old.slots, 0, false))
-		tx.DeleteChain(table, e.chain())
+	for i, v := range versions {
+		if len(old.slots[i]) > 0 {
+			tx.Take(table, v.services, element)
+			tx.Take(table, v.backends, e.elements(old.slots[i], 0, false))
+			tx.DeleteChain(table, v.chainOf(e))
+		}
 	}
 }
 
 // replace changes one port and reports whether there was anything to change.
 func replace(tx *nft.Tx, e Endpoint, old, next *frontend) (changed bool) {
-	var was []netip.AddrPort
+	var was [2][]netip.AddrPort
 	if old == nil {
 		tx.Put(table, ports, []nft.Element{{Key: e.key()}})
 		changed = true
 	} else {
 		was = old.slots
 	}
-	if slices.Equal(was, next.slots) {
-		return changed
-	}
-	for i := range min(len(was), len(next.slots)) {
-		if was[i] != next.slots[i] {
-			tx.Take(table, backends, e.elements(was[i:i+1], i, false))
-			tx.Put(table, backends, e.elements(next.slots[i:i+1], i, true))
+	for i, v := range versions {
+		if !slices.Equal(was[i], next.slots[i]) {
+			v.replace(tx, e, was[i], next.slots[i])
+			changed = true
 		}
 	}
-	n := len(next.slots)
+	return changed
+}
+
+// replace changes who serves a port in one version of IP.
+func (v version) replace(tx *nft.Tx, e Endpoint, was, next []netip.AddrPort) {
+	for i := range min(len(was), len(next)) {
+		if was[i] != next[i] {
+			tx.Take(table, v.backends, e.elements(was[i:i+1], i, false))
+			tx.Put(table, v.backends, e.elements(next[i:i+1], i, true))
+		}
+	}
+	n := len(next)
 	if n > len(was) {
-		tx.Put(table, backends, e.elements(next.slots[len(was):], len(was), true))
+		tx.Put(table, v.backends, e.elements(next[len(was):], len(was), true))
 	}
 	switch {
 	case n == len(was):
 	case n == 0:
-		tx.Take(table, services, []nft.Element{{Key: e.key()}})
-		tx.DeleteChain(table, e.chain())
+		tx.Take(table, v.services, []nft.Element{{Key: e.key()}})
+		tx.DeleteChain(table, v.chainOf(e))
 	default:
-		tx.SetChain(table, pick(e, n))
+		tx.SetChain(table, v.pick(e, n))
 		if len(was) == 0 {
-			tx.Put(table, services, []nft.Element{{Key: e.key(), Do: nft.Goto(e.chain())}})
+			tx.Put(table, v.services, []nft.Element{{Key: e.key(), Do: nft.Goto(v.chainOf(e))}})
 		}
 	}
 	if n < len(was) {
-		tx.Take(table, backends, e.elements(was[n:], n, false))
+		tx.Take(table, v.backends, e.elements(was[n:], n, false))
 	}
-	return true
 }
 
 // read learns from the kernel what an earlier process made; nothing if it is not as this program writes it.
@@ -429,12 +499,16 @@ func read(conn *nft.Conn) (map[Endpoint]*frontend, error) {
 			known[ep] = &frontend{}
 		}
 	}
-	members, err := conn.Elements(table, backends)
-	if err != nil {
-		return nil, fmt.Errorf("read members: %w", err)
-	}
-	if !decode(known, members) {
-		return map[Endpoint]*frontend{}, nil
+	for i, v := range versions {
+		members, err := conn.Elements(table, v.backends)
+		if fault.Is(err, fault.NotFound) {
+			return map[Endpoint]*frontend{}, nil // of a program that knew IPv4 only
+		} else if err != nil {
+			return nil, fmt.Errorf("read members: %w", err)
+		}
+		if !decode(known, members, i) {
+			return map[Endpoint]*frontend{}, nil
+		}
 	}
 	return known, nil
 }
@@ -452,18 +526,19 @@ func endpointOf(b []byte) (Endpoint, bool) {
 	return Endpoint{}, false
 }
 
-func decode(known map[Endpoint]*frontend, elements []nftables.SetElement) bool {
+func decode(known map[Endpoint]*frontend, elements []nftables.SetElement, version int) bool {
+	size := []int{4, 16}[version]
 	slots := map[Endpoint]map[uint32]netip.AddrPort{}
 	for _, e := range elements {
 		ep, ok := endpointOf(e.Key)
-		if !ok || known[ep] == nil || len(e.Key) < 12 || len(e.Val) < 6 {
+		if !ok || known[ep] == nil || len(e.Key) < 12 || len(e.Val) < size+2 {
 			return false
 		}
-		addr, _ := netip.AddrFromSlice(e.Val[:4])
+		addr, _ := netip.AddrFromSlice(e.Val[:size])
 		if slots[ep] == nil {
 			slots[ep] = map[uint32]netip.AddrPort{}
 		}
-		slots[ep][nativeUint32(e.Key[8:12])] = netip.AddrPortFrom(addr, uint16(e.Val[4])<<8|uint16(e.Val[5]))
+		slots[ep][nativeUint32(e.Key[8:12])] = netip.AddrPortFrom(addr, uint16(e.Val[size])<<8|uint16(e.Val[size+1]))
 	}
 	for ep, members := range slots {
 		for i := range len(members) {
@@ -471,21 +546,21 @@ func decode(known map[Endpoint]*frontend, elements []nftables.SetElement) bool {
 			if !ok {
 				return false
 			}
-			known[ep].slots = append(known[ep].slots, m)
+			known[ep].slots[version] = append(known[ep].slots[version], m)
 		}
 	}
 	return true
 }
 
 // sweep forgets connections from published ports to members that are gone.
-func sweep(ns *netns.NS, leg netip.Prefix, lost map[Endpoint]*Port, gone []netip.Addr) error {
+func sweep(ns *netns.NS, legs []netip.Prefix, lost map[Endpoint]*Port, gone []netip.Addr) error {
 	if len(lost) == 0 {
 		return nil
 	}
 	protocols := map[uint8]cloud.Protocol{unix.IPPROTO_TCP: cloud.TCP, unix.IPPROTO_UDP: cloud.UDP, unix.IPPROTO_SCTP: cloud.SCTP}
 	return lb.Forget(ns, gone, func(f lb.Flow) bool {
 		p := lost[Endpoint{protocols[f.Protocol], f.To.Port()}]
-		if p == nil || f.Member == f.To.Addr() || !leg.Contains(f.Member) {
+		if p == nil || f.Member == f.To.Addr() || !slices.ContainsFunc(legs, func(p netip.Prefix) bool { return p.IsValid() && p.Contains(f.Member) }) {
 			return false // not translated by us
 		}
 		return f.Stale(p.Members, p.Draining)
@@ -500,7 +575,7 @@ func (h *Host) Published() (map[Endpoint][]netip.AddrPort, error) {
 	}
 	out := map[Endpoint][]netip.AddrPort{}
 	for e, f := range known {
-		out[e] = slices.SortedFunc(slices.Values(f.slots), netip.AddrPort.Compare)
+		out[e] = slices.SortedFunc(slices.Values(slices.Concat(f.slots[0], f.slots[1])), netip.AddrPort.Compare)
 	}
 	return out, nil
 }
@@ -520,7 +595,7 @@ func (h *Host) Remove() error {
 		}
 	}
 	h.release()
-	h.known, h.leg = nil, netip.Prefix{}
+	h.known, h.leg, h.leg6 = nil, netip.Prefix{}, netip.Prefix{}
 	return nil
 }
 

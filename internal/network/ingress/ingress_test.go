@@ -35,6 +35,17 @@ type town struct {
 	legs    map[netip.Addr]uint32
 }
 
+// forward makes a host pass packets on.
+func forward(h *nettest.Space) func(v6 bool) error {
+	return func(v6 bool) error {
+		key := "net.ipv4.ip_forward"
+		if v6 {
+			key = "net.ipv6.conf.all.forwarding"
+		}
+		return h.Sysctl(map[string]string{key: "1"})
+	}
+}
+
 var private = netip.MustParsePrefix("172.18.0.0/16")
 
 func leg(i int) netip.Addr    { return netip.AddrFrom4([4]byte{10, 0, 0, byte(2 + i)}) }
@@ -65,7 +76,7 @@ func newTown(t *testing.T, gateway bool) *town {
 		})
 		_, err := d.Join(t.Context(), "ingress", overlay.Port{Key: "host", Interface: ingress.LegName, Addrs: []netip.Prefix{netip.PrefixFrom(leg(i), 24)}})
 		must(t, err)
-		w.sides = append(w.sides, ingress.NewHost(h.NS, nil))
+		w.sides = append(w.sides, ingress.NewHost(h.NS, nil, forward(h)))
 		if i == 2 {
 			continue // a host without a member
 		}
@@ -181,7 +192,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	if got, _ := w.client.MustAsk("tcp", w.at(2)); got == gone {
 		t.Errorf("without a daemon %s answers", got)
 	}
-	w.sides[2] = ingress.NewHost(w.hosts[2].NS, nil)
+	w.sides[2] = ingress.NewHost(w.hosts[2].NS, nil, forward(w.hosts[2]))
 	w.publish(other)
 	must(t, tcp.Echo([]byte("after the restart")))
 

@@ -32,11 +32,14 @@ const (
 type SandboxConfig struct {
 	Interface string       // the sandbox's, on the ingress network
 	Addr      netip.Prefix // its address
-	// Legs are the addresses on the ingress network of all nodes, with their marks.
+	Addr6     netip.Prefix // its IPv6 address; invalid: it has none
+	// Legs are the addresses on the ingress network of all nodes, of both versions of IP, with their marks.
 	Legs map[netip.Addr]uint32
 	// Afresh: the sandbox has other networks than before, so its default route may be another.
 	Afresh bool
 }
+
+func (c SandboxConfig) addrs() [2]netip.Prefix { return [2]netip.Prefix{c.Addr, c.Addr6} }
 
 // Sandbox is the side of one member. It is safe for concurrent use.
 type Sandbox struct {
@@ -48,10 +51,10 @@ type Sandbox struct {
 
 // state is what is in the sandbox.
 type state struct {
-	iface  string
-	addr   netip.Prefix
-	source netip.Addr // where programs answer datagrams from; invalid: from addr
-	legs   map[netip.Addr]uint32
+	iface   string
+	addrs   [2]netip.Prefix // of IPv4 and IPv6
+	sources [2]netip.Addr   // where programs answer datagrams from; invalid: from addrs
+	legs    map[netip.Addr]uint32
 }
 
 // OpenSandbox returns the side of the namespace pinned at path. It touches nothing.
@@ -87,9 +90,12 @@ func rules(s *state) []nft.Chain {
 	// A program with an unbound UDP socket answers from the address that the route to the client has, before any mark
 	// is looked at. So it gets its datagrams at that address, and connection tracking puts the other one back.
 	source := nft.Chain{Name: "source", Type: nft.TypeNAT, Hook: nft.Prerouting, Priority: nft.PriorityDNAT}
-	if s.source.IsValid() && s.source != s.addr.Addr() {
-		source.Rules = []nft.Rule{nft.Join(in, nft.IPv4(), nft.Is(nft.L4Proto, nft.UDP), nft.Is(nft.DstIP4, s.addr.Addr()),
-			nft.NotIn(nft.SrcIP4, s.addr.Masked()), nft.DNAT(s.source, 0))}
+	for i, v := range versions {
+		addr, dst := s.addrs[i], []nft.Field{nft.DstIP4, nft.DstIP6}[i]
+		if addr.IsValid() && s.sources[i].IsValid() && s.sources[i] != addr.Addr() {
+			source.Rules = append(source.Rules, nft.Join(in, v.is, nft.Is(nft.L4Proto, nft.UDP), nft.Is(dst, addr.Addr()),
+				nft.NotIn(v.src, addr.Masked()), nft.DNAT(s.sources[i], 0)))
+		}
 	}
 	return append(chains, source)
 }
@@ -98,7 +104,7 @@ func rules(s *state) []nft.Chain {
 func (s *Sandbox) Set(cfg SandboxConfig) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k := s.known; !cfg.Afresh && k != nil && k.iface == cfg.Interface && k.addr == cfg.Addr && maps.Equal(k.legs, cfg.Legs) {
+	if k := s.known; !cfg.Afresh && k != nil && k.iface == cfg.Interface && k.addrs == cfg.addrs() && maps.Equal(k.legs, cfg.Legs) {
 		return nil
 	}
 	ns, err := netns.Open(s.path)
@@ -123,12 +129,17 @@ func (s *Sandbox) set(ns *netns.NS, h *netlink.Handle, cfg SandboxConfig) error 
 	if err != nil {
 		return err
 	}
-	next := &state{iface: cfg.Interface, addr: cfg.Addr, legs: maps.Clone(cfg.Legs)}
-	if next.source, err = defaultSource(h); err != nil {
-		return err
+	next := &state{iface: cfg.Interface, addrs: cfg.addrs(), legs: maps.Clone(cfg.Legs)}
+	for i, v := range versions {
+		if !next.addrs[i].IsValid() {
+			continue
+		}
+		if next.sources[i], err = defaultSource(h, v.family()); err != nil {
+			return err
+		}
 	}
 	if s.known == nil {
-		if err := prepare(ns, cfg.Interface); err != nil {
+		if err := prepare(ns, cfg.Interface, cfg.Addr6.IsValid()); err != nil {
 			return err
 		}
 	}
@@ -137,8 +148,10 @@ func (s *Sandbox) set(ns *netns.NS, h *netlink.Handle, cfg SandboxConfig) error 
 		was = s.known.legs
 	}
 	// Routes before marks: a marked packet must have its way.
-	if err := route(h, dev, next); err != nil {
-		return err
+	for i, v := range versions {
+		if err := route(h, dev, next, i, v.family()); err != nil {
+			return err
+		}
 	}
 	if err := failpoint.Hit("network/ingress.sandbox.routes"); err != nil {
 		return err
@@ -156,7 +169,7 @@ func (s *Sandbox) set(ns *netns.NS, h *netlink.Handle, cfg SandboxConfig) error 
 			tx.Add(table, nft.Content{Maps: []nft.Map{m}, Chains: rules(next)})
 			return nil
 		}
-		if s.known == nil || s.known.iface != next.iface || s.known.addr != next.addr || s.known.source != next.source {
+		if s.known == nil || s.known.iface != next.iface || s.known.addrs != next.addrs || s.known.sources != next.sources {
 			// The whole, in one transaction: connections keep their marks, which are not in the table.
 			m := legs
 			m.Elements = macs(next.legs)
@@ -188,6 +201,9 @@ func minus(a, b map[netip.Addr]uint32) map[netip.Addr]uint32 {
 func macs(legs map[netip.Addr]uint32) []nft.Element {
 	var out []nft.Element
 	for _, addr := range slices.SortedFunc(maps.Keys(legs), netip.Addr.Compare) {
+		if !addr.Is4() {
+			continue // the interface's hardware address is made from its IPv4 address
+		}
 		if mac, err := net.ParseMAC(cloud.MAC(addr)); err == nil {
 			out = append(out, nft.Element{Key: []any{[]byte(mac)}, Value: []any{nft.Mark(legs[addr])}})
 		}
@@ -196,18 +212,29 @@ func macs(legs map[netip.Addr]uint32) []nft.Element {
 }
 
 // prepare lets packets from anywhere in by the ingress network, and TCP sockets take over their client's mark.
-func prepare(ns *netns.NS, iface string) error {
-	return ns.Sysctl(map[string]string{
+func prepare(ns *netns.NS, iface string, v6 bool) error {
+	settings := map[string]string{
 		"net.ipv4.conf.all.rp_filter":           "0",
 		"net.ipv4.conf." + iface + ".rp_filter": "0",
-		"net.ipv4.tcp_fwmark_accept":            "1",
+		"net.ipv4.tcp_fwmark_accept":            "1", // of both versions of IP
 		"net.ipv4.fwmark_reflect":               "1",
-	})
+	}
+	if v6 {
+		settings["net.ipv6.fwmark_reflect"] = "1"
+	}
+	return ns.Sysctl(settings)
+}
+
+func (v version) family() int {
+	if v.v6 {
+		return netlink.FAMILY_V6
+	}
+	return netlink.FAMILY_V4
 }
 
 // defaultSource is the address that a packet to outside is sent from, the zero Addr without a default route.
-func defaultSource(h *netlink.Handle) (netip.Addr, error) {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+func defaultSource(h *netlink.Handle, family int) (netip.Addr, error) {
+	routes, err := h.RouteListFiltered(family, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return netip.Addr{}, fmt.Errorf("list routes: %w", err)
 	}
@@ -222,12 +249,12 @@ func defaultSource(h *netlink.Handle) (netip.Addr, error) {
 		if err != nil {
 			return netip.Addr{}, fmt.Errorf("interface of the default route: %w", err)
 		}
-		addrs, err := h.AddrList(l, netlink.FAMILY_V4)
+		addrs, err := h.AddrList(l, family)
 		if err != nil {
 			return netip.Addr{}, fmt.Errorf("addresses of the default route's interface: %w", err)
 		}
 		for _, a := range addrs {
-			if src, ok := netip.AddrFromSlice(a.IP); ok {
+			if src, ok := netip.AddrFromSlice(a.IP); ok && !src.IsLinkLocalUnicast() {
 				return src.Unmap(), nil
 			}
 		}
@@ -235,20 +262,23 @@ func defaultSource(h *netlink.Handle) (netip.Addr, error) {
 	return netip.Addr{}, nil
 }
 
-// route makes for each leg a routing table with it as the way out, and a rule that sends its mark there.
-func route(h *netlink.Handle, dev int, next *state) error {
-	have, err := marks(h)
+// route makes for each leg of one version of IP a routing table with it as the way out, and a rule that sends its mark
+// there.
+func route(h *netlink.Handle, dev int, next *state, version, family int) error {
+	have, err := marks(h, family)
 	if err != nil {
 		return err
 	}
 	want := map[uint32]netip.Addr{}
 	for addr, mark := range next.legs {
-		want[mark&cloud.IngressMarkMask] = addr
+		if addr.Is6() == versions[version].v6 && next.addrs[version].IsValid() {
+			want[mark&cloud.IngressMarkMask] = addr
+		}
 	}
 	delete(want, 0)
 	for mark := range have {
 		if _, ok := want[mark]; !ok {
-			if err := errors.Join(ignore(h.RuleDel(ruleOf(mark)), unix.ENOENT), flush(h, tableOf(mark))); err != nil {
+			if err := errors.Join(ignore(h.RuleDel(ruleOf(mark, family)), unix.ENOENT), flush(h, tableOf(mark), family)); err != nil {
 				return fmt.Errorf("routing rule of mark %#x: %w", mark, err)
 			}
 		}
@@ -260,22 +290,22 @@ func route(h *netlink.Handle, dev int, next *state) error {
 		if have[mark] {
 			continue
 		}
-		if err := ignore(h.RuleAdd(ruleOf(mark)), unix.EEXIST); err != nil {
+		if err := ignore(h.RuleAdd(ruleOf(mark, family)), unix.EEXIST); err != nil {
 			return fmt.Errorf("routing rule of mark %#x: %w", mark, err)
 		}
 	}
-	return fallback(h, dev, next)
+	return fallback(h, dev, next, slices.Collect(maps.Values(want)), version, family)
 }
 
 // fallback gives a sandbox without a default route one by the ingress network, so that an answer is routed at all before
 // its mark is looked at. What is not an answer gets no further than the leg.
-func fallback(h *netlink.Handle, dev int, next *state) error {
+func fallback(h *netlink.Handle, dev int, next *state, legs []netip.Addr, version, family int) error {
 	rule := netlink.NewRule()
-	rule.Family, rule.Priority, rule.Table = netlink.FAMILY_V4, ruleFallback, tableFallback
-	if next.source.IsValid() || len(next.legs) == 0 {
-		return ignore(h.RuleDel(rule), unix.ENOENT)
+	rule.Family, rule.Priority, rule.Table = family, ruleFallback, tableFallback
+	if next.sources[version].IsValid() || len(legs) == 0 {
+		return ignore(ignore(h.RuleDel(rule), unix.ENOENT), unix.EAFNOSUPPORT)
 	}
-	leg := slices.MinFunc(slices.Collect(maps.Keys(next.legs)), netip.Addr.Compare)
+	leg := slices.MinFunc(legs, netip.Addr.Compare)
 	if err := link.SetRoute(h, link.Route{Via: leg, Index: dev, Table: tableFallback}); err != nil {
 		return err
 	}
@@ -284,16 +314,16 @@ func fallback(h *netlink.Handle, dev int, next *state) error {
 
 func tableOf(mark uint32) int { return tableBase + int(mark>>cloud.IngressMarkShift) }
 
-func ruleOf(mark uint32) *netlink.Rule {
+func ruleOf(mark uint32, family int) *netlink.Rule {
 	r := netlink.NewRule()
 	mask := cloud.IngressMarkMask
-	r.Family, r.Priority, r.Table, r.Mark, r.Mask = netlink.FAMILY_V4, ruleMarked, tableOf(mark), mark, &mask
+	r.Family, r.Priority, r.Table, r.Mark, r.Mask = family, ruleMarked, tableOf(mark), mark, &mask
 	return r
 }
 
 // marks are those that have a rule.
-func marks(h *netlink.Handle) (map[uint32]bool, error) {
-	all, err := h.RuleList(netlink.FAMILY_V4)
+func marks(h *netlink.Handle, family int) (map[uint32]bool, error) {
+	all, err := h.RuleList(family)
 	if err != nil {
 		return nil, fmt.Errorf("list routing rules: %w", err)
 	}
@@ -306,8 +336,8 @@ func marks(h *netlink.Handle) (map[uint32]bool, error) {
 	return have, nil
 }
 
-func flush(h *netlink.Handle, table int) error {
-	routes, err := h.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+func flush(h *netlink.Handle, table, family int) error {
+	routes, err := h.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return err
 	}

@@ -164,16 +164,19 @@ func (s *Space) Serve(port uint16) {
 			}()
 		}
 	}()
-	go func() {
-		buf := make([]byte, 64<<10)
-		for {
-			_, from, err := p.ReadFrom(buf)
-			if err != nil {
-				return
-			}
-			_, _ = p.WriteTo(fmt.Appendf(nil, "%s %s\n", s.Name, host(from)), from)
+	go s.answer(p)
+}
+
+// answer tells who sends a datagram the space's name and who he is.
+func (s *Space) answer(p net.PacketConn) {
+	buf := make([]byte, 64<<10)
+	for {
+		_, from, err := p.ReadFrom(buf)
+		if err != nil {
+			return
 		}
-	}()
+		_, _ = p.WriteTo(fmt.Appendf(nil, "%s %s\n", s.Name, host(from)), from)
+	}
 }
 
 func host(a net.Addr) string {

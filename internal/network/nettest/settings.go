@@ -72,18 +72,23 @@ func (s *Space) Gateway() netip.Addr {
 	return gw.Unmap()
 }
 
-// Serve6 is Serve for TCP over IPv6.
+// Serve6 is Serve over IPv6.
 func (s *Space) Serve6(port uint16) {
 	s.t.Helper()
 	var l net.Listener
+	var p net.PacketConn
 	err := s.Do(func() (err error) {
-		l, err = net.Listen("tcp6", fmt.Sprintf("[::]:%d", port))
+		if l, err = net.Listen("tcp6", fmt.Sprintf("[::]:%d", port)); err != nil {
+			return err
+		}
+		p, err = net.ListenPacket("udp6", fmt.Sprintf("[::]:%d", port))
 		return err
 	})
 	if err != nil {
 		s.t.Fatalf("%s: %v", s.Name, err)
 	}
-	s.t.Cleanup(func() { _ = l.Close() })
+	s.t.Cleanup(func() { _, _ = l.Close(), p.Close() })
+	go s.answer(p)
 	go func() {
 		for {
 			c, err := l.Accept()

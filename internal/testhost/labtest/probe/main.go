@@ -144,6 +144,14 @@ func run(verb string, args []string) error {
 		}
 		slices.Sort(addrs)
 		fmt.Println(strings.Join(addrs, "\n"))
+	case "services": // services PORT PROTOCOL NAME: who serves it
+		_, servers, err := net.LookupSRV(args[0], args[1], args[2])
+		if err != nil {
+			return err
+		}
+		for _, s := range servers {
+			fmt.Printf("%s:%d\n", s.Target, s.Port)
+		}
 	case "get":
 		return get(args[0])
 	case "count": // count N: N numbered lines
