@@ -3,6 +3,9 @@
 // they are and run from outside, through DOCKER_HOST, as its makers run them against a remote daemon.
 //
 //	go run ./test/moby -moby ~/src/moby container image volume system
+//	go run ./test/moby -moby ~/src/moby -cli ~/bin/docker-25.0.5 DockerAPISuite DockerCLIRunSuite
+//
+// The second line runs suites of its command-line tests, with the docker command that moby itself takes for them.
 //
 // The images that the tests want are made here out of busybox (a static one must be installed) and a program of our
 // own, as no registry is needed; debian:trixie-slim is taken from -debian.
@@ -26,9 +29,9 @@ import (
 
 // options are what the command line says.
 type options struct {
-	moby, bin, daemon, debian, out, run string
-	timeout                             time.Duration
-	packages                            []string
+	moby, bin, daemon, debian, out, run, cli string
+	timeout                                  time.Duration
+	packages                                 []string
 }
 
 func main() {
@@ -39,6 +42,7 @@ func main() {
 	flag.StringVar(&o.debian, "debian", "", "tar of a Debian root file system with gcc, libc6-dev and libcap2-bin; empty: busybox under its name")
 	flag.StringVar(&o.out, "out", "", "folder for what the tests print and their programs, which are built unless it has them; empty: a new one")
 	flag.StringVar(&o.run, "run", ".", "run only tests that match this regular expression")
+	flag.StringVar(&o.cli, "cli", "docker", "the docker command of the command-line tests")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "the longest that one package may take")
 	flag.Parse()
 	if o.packages = flag.Args(); len(o.packages) == 0 {
@@ -64,6 +68,9 @@ func run(ctx context.Context, o options) (err error) {
 			return err
 		}
 	} else if err := os.MkdirAll(o.out, 0o755); err != nil {
+		return err
+	}
+	if o.out, err = filepath.Abs(o.out); err != nil {
 		return err
 	}
 	for _, pkg := range o.packages {
@@ -104,17 +111,22 @@ func run(ctx context.Context, o options) (err error) {
 
 // program is where the test program of a package is.
 func (o *options) program(pkg string) string {
+	if isSuite(pkg) {
+		pkg = cliTests
+	}
 	return filepath.Join(o.out, strings.ReplaceAll(pkg, "/", "-")+".test")
 }
 
-func (o *options) source(pkg string) string { return filepath.Join(o.moby, "integration", pkg) }
+func (o *options) source(pkg string) string {
+	if isSuite(pkg) {
+		return filepath.Join(o.moby, cliTests)
+	}
+	return filepath.Join(o.moby, "integration", pkg)
+}
 
 // build makes a package's test program, unless -out has it.
 func build(ctx context.Context, o options, pkg string) error {
-	out, err := filepath.Abs(o.program(pkg))
-	if err != nil {
-		return err
-	}
+	out := o.program(pkg)
 	if _, err := os.Stat(out); err == nil {
 		return nil
 	}
@@ -130,23 +142,23 @@ func build(ctx context.Context, o options, pkg string) error {
 // test runs a package's tests to the end: where a test takes its program down with it, the rest is run without it.
 func test(ctx context.Context, o options, host *testhost.Host, pkg string) (score, error) {
 	s := newScore(pkg)
-	program, err := filepath.Abs(o.program(pkg))
-	if err != nil {
-		return s, err
-	}
-	out, err := os.Create(program + ".txt")
+	program := o.program(pkg)
+	out, err := os.Create(filepath.Join(o.out, strings.ReplaceAll(pkg, "/", "-")+".txt"))
 	if err != nil {
 		return s, err
 	}
 	defer out.Close()
 	for {
-		args := []string{"--net=" + host.NetNS, program, "-test.v", "-test.run=" + o.run, "-test.timeout=" + o.timeout.String()}
+		args := []string{"--net=" + host.NetNS, program, "-test.v", "-test.run=" + pattern(pkg, o.run), "-test.timeout=" + o.timeout.String()}
 		if skip := s.finished(); skip != "" {
 			args = append(args, "-test.skip="+skip)
 		}
 		cmd := exec.CommandContext(ctx, "nsenter", args...)
 		cmd.Dir = o.source(pkg)
 		cmd.Env = append(os.Environ(), "DOCKER_HOST="+host.DockerHost(), "DOCKER_REMOTE_DAEMON=1", "DOCKER_CONFIG="+host.Dir)
+		if isSuite(pkg) {
+			cmd.Env = append(cmd.Env, cliEnviron(&o)...)
+		}
 		if o.daemon != "" { // only Sampan and newer Dockers keep images as containerd does
 			cmd.Env = append(cmd.Env, "TEST_INTEGRATION_USE_GRAPHDRIVER=1")
 		}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -18,12 +17,11 @@ type score struct {
 
 func newScore(pkg string) score { return score{pkg, map[string]string{}} }
 
-var verdict = regexp.MustCompile(`^--- (PASS|FAIL|SKIP): ([^ /]+) \(`)
-
 // read takes the verdicts off what a test program prints with -test.v, and copies it all to w. It reports whether the
 // program broke off; the test that was under way has then failed.
 func (s *score) read(r io.Reader, w io.Writer) (crashed bool, err error) {
 	var under string
+	verdict := verdicts(s.pkg)
 	ended := false
 	lines := bufio.NewReader(r)
 	for {
@@ -36,7 +34,7 @@ func (s *score) read(r io.Reader, w io.Writer) (crashed bool, err error) {
 			under = ""
 		}
 		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "=== RUN   "); ok {
-			under, _, _ = strings.Cut(name, "/")
+			under = testOf(s.pkg, name)
 		}
 		switch strings.TrimSpace(line) {
 		case "PASS", "FAIL":
@@ -63,7 +61,7 @@ func (s *score) finished() string {
 	if len(s.results) == 0 {
 		return ""
 	}
-	return "^(" + strings.Join(slices.Sorted(maps.Keys(s.results)), "|") + ")$"
+	return pattern(s.pkg, "^("+strings.Join(slices.Sorted(maps.Keys(s.results)), "|")+")$")
 }
 
 // with are the tests of a verdict, sorted; those that are counted apart are left out unless they passed.
