@@ -211,12 +211,10 @@ func pullBig(ctx context.Context, l *lab) (float64, error) {
 func (l *lab) withoutBig(ctx context.Context, f func() error) (float64, error) {
 	unix.Sync()
 	h := l.first()
-	before := cpuOf(h.Processes())
-	v, err := timed(f)
+	v, err := l.burning(f)
 	if err != nil {
 		return 0, err
 	}
-	l.say("%.0f ms, %.0f ms of CPU", v, ms(cpuOf(h.Processes())-before))
 	ids, err := h.Docker(ctx, "images", "-q", bigImage)
 	if err == nil && ids == "" {
 		ids = l.pushed

@@ -37,6 +37,7 @@ type lab struct {
 
 	registry *testhost.Registry // once one was needed
 	pushed   string             // the name of the big image there
+	made     map[string]bool    // what later samples find
 }
 
 func (l *lab) first() *testhost.Host { return l.Hosts[0] }

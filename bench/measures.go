@@ -31,6 +31,13 @@ func measures() []measure {
 		{name: "recovery of a lost host's replicas", unit: "ms", goal: "≤ 5000 ms", hosts: 3, fresh: true, samples: 3, sample: recovery},
 		{name: "load of a 500 MB image", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: loadBig},
 		{name: "pull of a 500 MB image", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: pullBig},
+		{name: "exec", unit: "ms", goal: "≤ 0.3", hosts: 1, sample: execOne},
+		{name: "logs of 1 GB through the API", unit: "ms", goal: "≤ 0.5", hosts: 1, samples: 3, sample: logsAPI},
+		{name: "logs of 1 GB through the command", unit: "ms", goal: "", hosts: 1, samples: 3, sample: logsCommand},
+		{name: "cp of a 512 MB file into a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpFileIn},
+		{name: "cp of a 512 MB file out of a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpFileOut},
+		{name: "cp of 10,000 files into a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpTreeIn},
+		{name: "cp of 10,000 files out of a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpTreeOut},
 		{name: "overlay TCP as a share of host to host (more is better)", unit: "", goal: "≥ 0.85 of host to host", hosts: 2, cluster: true, samples: 5, higher: true, sample: overlayShare},
 	}
 }

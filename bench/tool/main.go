@@ -2,6 +2,7 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -26,6 +27,8 @@ func main() {
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
 		<-stop
+	case "print":
+		err = print(args[0])
 	case "serve":
 		err = serve()
 	case "count":
@@ -41,6 +44,23 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+}
+
+// print prints so many bytes, in lines as programs log them.
+func print(size string) error {
+	n, err := strconv.Atoi(size)
+	if err != nil {
+		return err
+	}
+	out := bufio.NewWriterSize(os.Stdout, 64<<10)
+	for i := 0; n > 0; i++ {
+		m, err := fmt.Fprintf(out, "2026-01-02T03:04:05.678Z INFO order=%08d customer=%d item=\"paper boat, large\" state=paid took=12ms\n", i, i%977)
+		if err != nil {
+			return err
+		}
+		n -= m
+	}
+	return out.Flush()
 }
 
 // serve answers every request with the task's host name.
