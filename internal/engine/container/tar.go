@@ -2,6 +2,7 @@ package container
 
 import (
 	"archive/tar"
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,60 +21,79 @@ import (
 	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
-// nameless hides the host's user names from archive/tar: the container has its own.
-type nameless struct{ fs.FileInfo }
-
-func (nameless) Uname() (string, error) { return "", nil }
-func (nameless) Gname() (string, error) { return "", nil }
+// archiveBuffer is what is gathered of an archive before it is handed on: an archive of many small files would else wake its
+// reader several times for each.
+const archiveBuffer = 256 << 10
 
 // writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
 // top folder itself has no entry. Owners are written as ids has them inside.
 func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool, ids userns.Mapping) error {
-	a := &archiver{w: tar.NewWriter(w), root: root, ids: ids, seen: map[[2]uint64]string{}}
-	if err := a.add(ctx, name, entry, whole); err != nil {
+	top, err := root.Open(".")
+	if err != nil {
 		return err
 	}
-	return a.w.Close()
+	defer top.Close()
+	// Names are of one part: whatever is renamed meanwhile, nothing outside of root is reached.
+	dir, base := top, path.Clean(name)
+	if parent := path.Dir(base); parent != "." {
+		if dir, err = root.Open(parent); err != nil {
+			return err
+		}
+		defer dir.Close()
+		base = path.Base(base)
+	}
+	out := bufio.NewWriterSize(w, archiveBuffer)
+	a := &archiver{w: tar.NewWriter(out), ids: ids, seen: map[[2]uint64]string{}, buf: make([]byte, archiveBuffer)}
+	if err := a.add(ctx, dir, base, entry, whole); err != nil {
+		return err
+	}
+	if err := a.w.Close(); err != nil {
+		return err
+	}
+	return out.Flush()
 }
 
 type archiver struct {
 	w    *tar.Writer
-	root *os.Root
 	ids  userns.Mapping       // what the owners inside are in what is seen of root
 	seen map[[2]uint64]string // device and inode of files with several names, to the first in the archive
+	buf  []byte
 }
 
-func (a *archiver) add(ctx context.Context, name, entry string, skipSelf bool) error {
+// add writes what has the name base in a folder, and everything below it.
+func (a *archiver) add(ctx context.Context, dir *os.File, base, entry string, skipSelf bool) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	fi, err := a.root.Lstat(name)
-	if err != nil {
+	var st unix.Stat_t
+	if err := unix.Fstatat(int(dir.Fd()), base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
-	if fi.Mode()&fs.ModeSocket != 0 {
+	kind := st.Mode & unix.S_IFMT
+	if kind == unix.S_IFSOCK {
 		return nil // tar has no sockets
 	}
 	if !skipSelf {
-		if err := a.one(name, entry, fi); err != nil {
+		if err := a.one(dir, base, entry, &st); err != nil {
 			return err
 		}
 	}
-	if !fi.IsDir() {
+	if kind != unix.S_IFDIR {
 		return nil
 	}
-	d, err := a.root.Open(name)
+	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
+	d := os.NewFile(uintptr(fd), base)
+	defer d.Close()
 	names, err := d.Readdirnames(-1)
-	_ = d.Close()
 	if err != nil {
 		return err
 	}
 	slices.Sort(names)
 	for _, n := range names {
-		err := a.add(ctx, path.Join(name, n), joinEntry(entry, n), false)
+		err := a.add(ctx, d, n, joinEntry(entry, n), false)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) { // gone meanwhile
 			return err
 		}
@@ -92,61 +111,94 @@ func joinEntry(dir, name string) string {
 	return dir + "/" + name
 }
 
-func (a *archiver) one(name, entry string, fi fs.FileInfo) error {
-	link := ""
-	if fi.Mode()&fs.ModeSymlink != 0 {
-		var err error
-		if link, err = a.root.Readlink(name); err != nil {
+// header is the entry of a file.
+func (a *archiver) header(entry string, st *unix.Stat_t) *tar.Header {
+	h := &tar.Header{Name: entry, Format: tar.FormatPAX, Mode: int64(st.Mode & 0o7777), ModTime: time.Unix(st.Mtim.Unix())}
+	h.Uid, h.Gid = a.ids.In(int(st.Uid), int(st.Gid))
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFDIR:
+		h.Typeflag = tar.TypeDir
+		if !strings.HasSuffix(h.Name, "/") {
+			h.Name += "/"
+		}
+	case unix.S_IFLNK:
+		h.Typeflag = tar.TypeSymlink
+	case unix.S_IFIFO:
+		h.Typeflag = tar.TypeFifo
+	case unix.S_IFCHR, unix.S_IFBLK:
+		h.Typeflag = tar.TypeChar
+		if st.Mode&unix.S_IFMT == unix.S_IFBLK {
+			h.Typeflag = tar.TypeBlock
+		}
+		h.Devmajor, h.Devminor = int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)) //nolint:unconvert // not on every architecture
+	default:
+		h.Typeflag = tar.TypeReg
+	}
+	return h
+}
+
+// one writes one file.
+func (a *archiver) one(dir *os.File, base, entry string, st *unix.Stat_t) error {
+	h := a.header(entry, st)
+	if h.Typeflag == tar.TypeSymlink {
+		link := make([]byte, unix.PathMax)
+		n, err := unix.Readlinkat(int(dir.Fd()), base, link)
+		if err != nil {
 			return err
 		}
-	}
-	h, err := tar.FileInfoHeader(nameless{fi}, link)
-	if err != nil {
-		return err
-	}
-	h.Name, h.Format = entry, tar.FormatPAX
-	h.Uid, h.Gid = a.ids.In(h.Uid, h.Gid)
-	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
-	if fi.IsDir() && !strings.HasSuffix(h.Name, "/") {
-		h.Name += "/"
+		h.Linkname = string(link[:n])
 	}
 	if h.Typeflag != tar.TypeReg {
 		return a.w.WriteHeader(h)
 	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
-		key := [2]uint64{uint64(st.Dev), st.Ino}
+	if st.Nlink > 1 {
+		key := [2]uint64{st.Dev, st.Ino}
 		if first, known := a.seen[key]; known {
-			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, first, 0
+			h.Typeflag, h.Linkname = tar.TypeLink, first
 			return a.w.WriteHeader(h)
 		}
 		a.seen[key] = h.Name
 	}
-	f, err := a.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	now, err := f.Stat()
-	if err != nil {
+	defer unix.Close(fd)
+	var now unix.Stat_t
+	if err := unix.Fstat(fd, &now); err != nil {
 		return err
 	}
-	if !now.Mode().IsRegular() {
-		return fmt.Errorf("%s was replaced while it was read", name)
+	if now.Mode&unix.S_IFMT != unix.S_IFREG {
+		return fmt.Errorf("%s was replaced while it was read", entry)
 	}
-	h.Size = now.Size()
-	buf := make([]byte, 256)
-	if n, err := unix.Fgetxattr(int(f.Fd()), "security.capability", buf); err == nil && n > 0 {
-		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(buf[:n])}
+	h.Size = now.Size
+	var attr [256]byte
+	if n, err := unix.Fgetxattr(fd, "security.capability", attr[:]); err == nil && n > 0 {
+		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(attr[:n])}
 	}
 	if err := a.w.WriteHeader(h); err != nil {
 		return err
 	}
-	n, err := io.CopyN(a.w, f, h.Size)
-	if errors.Is(err, io.EOF) {
-		// It has become shorter; the archive must keep what it promised.
-		_, err = io.CopyN(a.w, zeros{}, h.Size-n)
+	for left := h.Size; left > 0; {
+		piece := a.buf[:min(left, int64(len(a.buf)))]
+		n, err := unix.Read(fd, piece)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "read", Path: entry, Err: err}
+		}
+		if n == 0 {
+			// It has become shorter; the archive must keep what it promised.
+			_, err := io.CopyN(a.w, zeros{}, left)
+			return err
+		}
+		if _, err := a.w.Write(piece[:n]); err != nil {
+			return err
+		}
+		left -= int64(n)
 	}
-	return err
+	return nil
 }
 
 type zeros struct{}
@@ -167,6 +219,7 @@ type extraction struct {
 	dirName string // the folder of the last entry, kept open
 	dir     *os.File
 	times   []dirTime // set last: what is put into a folder changes its time
+	buf     []byte
 }
 
 type dirTime struct {
@@ -273,8 +326,11 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 		if err != nil {
 			return err
 		}
+		if x.buf == nil {
+			x.buf = make([]byte, archiveBuffer)
+		}
 		f := os.NewFile(uintptr(out), name)
-		_, err = io.Copy(f, r)
+		_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, x.buf) // hidden: they would bring buffers of their own
 		if err := errors.Join(err, f.Close()); err != nil {
 			return err
 		}

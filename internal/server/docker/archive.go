@@ -63,7 +63,7 @@ func (a *archiveAPI) get(w *response, r *request) error {
 	defer tar.Close()
 	setPathStat(w, s)
 	return sendTar(w, func(out io.Writer) error {
-		_, err := io.Copy(out, tar)
+		_, err := io.CopyBuffer(out, struct{ io.Reader }{tar}, make([]byte, 256<<10)) // as much as comes at once
 		return err
 	})
 }
