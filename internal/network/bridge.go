@@ -31,6 +31,7 @@ type bridgeDriver struct {
 	fw   *firewall
 	// router makes the host pass packets on.
 	router *router
+	tell   announcer
 }
 
 func (d *bridgeDriver) configure(n *Network, others []*Network) error {
@@ -281,6 +282,9 @@ func (d *bridgeDriver) attach(_ context.Context, n *Network, ep *Endpoint, ns *n
 		return err
 	}
 	if err := link.Up(h, ep.Interface); err != nil {
+		return err
+	}
+	if err := d.tell.joined(n.Link, ep); err != nil {
 		return err
 	}
 	u.Done()

@@ -111,7 +111,7 @@ func New(cfg Config) (_ *Manager, err error) {
 		return nil, err
 	}
 	parents := &parentDriver{host: m.host, nl: m.nl}
-	m.locals = map[string]localDriver{DriverBridge: &bridgeDriver{host: m.host, nl: m.nl, fw: m.fw, router: m.router},
+	m.locals = map[string]localDriver{DriverBridge: &bridgeDriver{host: m.host, nl: m.nl, fw: m.fw, router: m.router, tell: announcer{host: m.host, nl: m.nl}},
 		DriverMacvlan: parents, DriverIPvlan: parents}
 	m.dns = newPublisher(m)
 	m.tear = newTeardowns(m)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -41,8 +42,12 @@ func openHostSocket(proto string, addr netip.Addr, port uint16) (_ *hostSocket, 
 		protocol = unix.IPPROTO_SCTP
 	}
 	fd, err := unix.Socket(domain, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
-	if proto == "sctp" && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT)) && port != 0 {
-		return &hostSocket{}, port, nil // a host that does not speak it: no program can have the port
+	if proto == "sctp" && (errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT)) {
+		// A host that does not speak it, and translates it all the same: no program can have the port.
+		if port == 0 {
+			port = uint16(32768 + rand.IntN(28000))
+		}
+		return &hostSocket{}, port, nil
 	} else if err != nil {
 		return nil, 0, os.NewSyscallError("socket", err)
 	}

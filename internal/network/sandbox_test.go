@@ -81,6 +81,32 @@ func TestStaticAddressAndMACAreUsedAndFreed(t *testing.T) {
 	}
 }
 
+// TestAddressesChangeHands: a neighbour that knew a container's hardware address reaches the next one that has its IP
+// address at once, though that has another.
+func TestAddressesChangeHands(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.create(dual(Spec{Name: "app"}))
+	a := s.attach(on("a", "app"))
+	for i, mac := range []string{"02:11:22:33:44:55", "", "02:66:77:88:99:00"} {
+		spec := on(fmt.Sprint("b", i), "app")
+		spec.Endpoints[0].IPv4, spec.Endpoints[0].IPv6, spec.Endpoints[0].MAC = addrOf("10.5.0.99"), addrOf("fd05::99"), mac
+		b := s.attach(spec)
+		b.Serve(80)
+		b.Serve6(80)
+		for _, addr := range []netip.Addr{b.addr(0), b.addr6(0)} {
+			for _, from := range []*nettest.Space{a.Space, s.host} {
+				if got, _, err := from.Ask("tcp", hostport(addr, 80)); err != nil || got != spec.Owner {
+					t.Errorf("%s by %s from %s: %s, %v", spec.Owner, addr, from.Name, got, err)
+				}
+			}
+		}
+		if err := s.m.Detach(t.Context(), spec.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func TestModesWithoutABridge(t *testing.T) {
 	t.Parallel()
 	s := newSite(t)
