@@ -406,7 +406,7 @@ func (r *runner) mayRestartHere() bool {
 	case unwanted, r.container == "", t.Status.State.Ended(),
 		r.status.State != cloud.TaskFailed && r.status.State != cloud.TaskComplete,
 		policy.Condition == cloud.RestartNone,
-		policy.Condition == cloud.RestartOnFailure && r.status.State == cloud.TaskComplete,
+		(policy.Condition == cloud.RestartOnFailure || t.Iteration != nil) && r.status.State == cloud.TaskComplete,
 		policy.MaxAttempts > 0 && r.restarts >= policy.MaxAttempts:
 		return false
 	}

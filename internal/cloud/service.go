@@ -18,6 +18,7 @@ type Service struct {
 	SpecVersion  uint64        `json:"specVersion"`            // rises by one with each change of Spec; tasks carry it
 	Endpoint     Endpoint      `json:"endpoint"`
 	Update       *UpdateStatus `json:"update,omitempty"`
+	Job          *JobStatus    `json:"job,omitempty"` // of the job modes
 }
 
 // ServiceSpec is what a user asks for.
@@ -31,10 +32,31 @@ type ServiceSpec struct {
 	Endpoint EndpointSpec      `json:"endpoint"`
 }
 
-// ServiceMode says how many tasks a service has. Global is one on every eligible node; otherwise Replicas.
+// ServiceMode says how many tasks a service has. Global is one on every eligible node; otherwise Replicas. Tasks of a Job
+// run to their end: Replicas is how many are to complete then, MaxConcurrent how many run at a time.
 type ServiceMode struct {
-	Global   bool   `json:"global,omitempty"`
-	Replicas uint64 `json:"replicas"`
+	Global        bool   `json:"global,omitempty"`
+	Job           bool   `json:"job,omitempty"`
+	Replicas      uint64 `json:"replicas"`
+	MaxConcurrent uint64 `json:"maxConcurrent,omitempty"`
+}
+
+// String returns the mode as Docker's filters and commands spell it.
+func (m ServiceMode) String() string {
+	name := "replicated"
+	if m.Global {
+		name = "global"
+	}
+	if m.Job {
+		name += "-job"
+	}
+	return name
+}
+
+// JobStatus is which run of a job the newest is. Each change of the service makes another.
+type JobStatus struct {
+	Iteration     uint64    `json:"iteration"`
+	LastExecution time.Time `json:"lastExecution"`
 }
 
 // TaskSpec is what one task of a service is. A change of it replaces tasks; see (*TaskSpec).Equal.

@@ -57,6 +57,8 @@ type Task struct {
 	// Restarts are the times at which earlier tasks of this slot and specification were replaced because they had ended,
 	// oldest first, as far as the restart policy needs them.
 	Restarts []time.Time `json:"restarts,omitempty"`
+	// Iteration is the run of its job that the task belongs to; nil for a task of a service that is no job.
+	Iteration *uint64 `json:"iteration,omitempty"`
 	// StartAfter is when a task made ahead (Desired is TaskReady) may start: a restart delay.
 	StartAfter time.Time `json:"startAfter,omitzero"`
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/control/allocator"
@@ -28,6 +29,9 @@ func (a *API) CreateService(ctx context.Context, spec cloud.ServiceSpec, idempot
 			return "", err
 		}
 		s := &cloud.Service{Meta: cloud.Meta{ID: cloud.NewID(), Project: cloud.DefaultProject}, Spec: own, SpecVersion: 1}
+		if own.Mode.Job {
+			s.Job = &cloud.JobStatus{LastExecution: time.Now().UTC()}
+		}
 		return s.ID, tx.Put(s)
 	})
 }
@@ -60,7 +64,7 @@ func (a *API) UpdateService(ctx context.Context, id string, version uint64, spec
 			if own.Name != s.Spec.Name {
 				return fault.New(fault.NotImplemented, "renaming services is not supported")
 			}
-			if own.Mode.Global != s.Spec.Mode.Global {
+			if own.Mode.String() != s.Spec.Mode.String() {
 				return fault.New(fault.NotImplemented, "service mode change is not allowed")
 			}
 			if err := resolve(tx, &own); err != nil {
@@ -75,6 +79,10 @@ func (a *API) UpdateService(ctx context.Context, id string, version uint64, spec
 			return err
 		}
 		s.SpecVersion++
+		if s.Job != nil {
+			s.Job.Iteration++
+			s.Job.LastExecution = time.Now().UTC()
+		}
 		return tx.Put(s)
 	})
 }

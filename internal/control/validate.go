@@ -175,6 +175,12 @@ func ValidateService(s *cloud.ServiceSpec) error {
 	if s.Mode.Replicas > maxReplicas {
 		return invalid("Number of replicas must not be above %d", maxReplicas)
 	}
+	if s.Mode.MaxConcurrent > maxReplicas {
+		return invalid("Maximum concurrent jobs must not be negative, nor above %d", maxReplicas)
+	}
+	if s.Mode.MaxConcurrent != 0 && (s.Mode.Global || !s.Mode.Job) {
+		return invalid("max-concurrent can only be used with replicated-job mode")
+	}
 	if s.Mode.Global && s.Mode.Replicas != 0 {
 		return invalid("replicas can only be used with replicated or replicated-job mode")
 	}

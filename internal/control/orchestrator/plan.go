@@ -93,6 +93,9 @@ type planner struct {
 }
 
 func planService(svc *cloud.Service, tasks []*cloud.Task, w world) plan {
+	if svc.Spec.Mode.Job {
+		return planJob(svc, tasks, w)
+	}
 	p := &planner{world: w, svc: svc}
 	p.serviceVersion = svc.Version
 	p.constraints, _ = cloud.ParseConstraints(svc.Spec.Task.Placement.Constraints)
@@ -165,7 +168,7 @@ func (p *planner) sort(s *slot) {
 			continue
 		}
 		switch {
-		case t.Status.State.Ended() || p.lost(t):
+		case t.Status.State.Ended() || p.lost(t) || t.Iteration != nil && p.drained(t):
 			p.want(t, cloud.TaskShutdown)
 		case p.drained(t):
 			s.draining = append(s.draining, t)
@@ -225,6 +228,10 @@ func (p *planner) heal(s *slot) {
 			return
 		}
 		p.replace(s, cloud.TaskRunning, nil, time.Time{})
+		return
+	}
+	if completedSlot(s) {
+		s.done = true
 		return
 	}
 	newest := s.tasks[0]
@@ -301,6 +308,9 @@ func (p *planner) replace(s *slot, desired cloud.TaskState, restarts []time.Time
 		Spec: p.svc.Spec.Task, SpecVersion: p.svc.SpecVersion, Desired: desired, Labels: p.svc.Spec.Labels,
 		Status:   cloud.TaskStatus{State: cloud.TaskNew, Timestamp: p.now, Message: "created"},
 		Restarts: restarts, StartAfter: after,
+	}
+	if p.svc.Job != nil {
+		t.Iteration = new(p.svc.Job.Iteration)
 	}
 	s.fresh = t
 	p.create = append(p.create, t)

@@ -116,6 +116,10 @@ func parse(t *testing.T, doc string) (svc *cloud.Service, tasks []*cloud.Task, w
 			svc = &cloud.Service{SpecVersion: uint64(max(1, num("v")))}
 			svc.ID, svc.Spec.Name = f[1], f[1]
 			svc.Spec.Mode = cloud.ServiceMode{Replicas: uint64(num("replicas")), Global: set["global"] == "yes"}
+			if set["job"] != "" {
+				svc.Spec.Mode.Job, svc.Spec.Mode.MaxConcurrent = true, uint64(num("concurrent"))
+				svc.Job = &cloud.JobStatus{Iteration: uint64(num("job"))}
+			}
 			svc.Spec.Task.Container.Image = "img" + strconv.Itoa(int(svc.SpecVersion))
 			svc.Spec.Update = cloud.UpdateConfig{Parallelism: uint64(num("parallel")), Order: cloud.UpdateOrder(set["order"]),
 				FailureAction: cloud.FailureAction(set["onfail"]), Delay: time.Duration(num("delay")) * time.Second}
@@ -150,6 +154,9 @@ func parse(t *testing.T, doc string) (svc *cloud.Service, tasks []*cloud.Task, w
 			task.Status.Timestamp = ago("since")
 			if set["ran"] != "" {
 				task.Status.RunningAt = ago("ran")
+			}
+			if set["job"] != "" {
+				task.Iteration = new(uint64(num("job")))
 			}
 			if set["after"] != "" {
 				task.StartAfter = ago("after")

@@ -165,7 +165,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a tiny reservation", "POST", "/services/create", js, `{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"x"},"Resources":{"Reservations":{"MemoryBytes":5}}}}`, 400, "4MiB"},
 		{"a bad restart condition", "POST", "/services/create", js, `{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"x"},"RestartPolicy":{"Condition":"maybe"}}}`, 400, "maybe"},
 		{"a bad update order", "POST", "/services/create", js, `{"Name":"x","UpdateConfig":{"Order":"sideways"},"TaskTemplate":{"ContainerSpec":{"Image":"x"}}}`, 400, "sideways"},
-		{"a job", "POST", "/services/create", js, `{"Name":"x","Mode":{"ReplicatedJob":{}},"TaskTemplate":{"ContainerSpec":{"Image":"x"}}}`, 501, "job"},
+		{"a job", "POST", "/services/create", js, `{"Name":"x","Mode":{"ReplicatedJob":{}},"UpdateConfig":{},"TaskTemplate":{"ContainerSpec":{"Image":"x"}}}`, 400, "Jobs may not have an update config"},
 		{"a bad state", "GET", "/tasks?filters={\"desired-state\":[\"asleep\"]}", "", "", 400, "asleep"},
 		{"a bad role", "GET", "/nodes?filters={\"role\":[\"king\"]}", "", "", 400, "king"},
 		{"an unknown service", "DELETE", "/services/nosuch", "", "", 404, "service nosuch not found"},

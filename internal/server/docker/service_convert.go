@@ -26,6 +26,9 @@ func serviceSpec(in *apiswarm.ServiceSpec) (cloud.ServiceSpec, error) {
 	if out.Mode, err = serviceMode(in.Mode); err != nil {
 		return out, err
 	}
+	if out.Mode.Job && (in.UpdateConfig != nil || in.RollbackConfig != nil) {
+		return out, fault.New(fault.InvalidArgument, "Jobs may not have an update config")
+	}
 	if out.Task, err = taskSpec(&in.TaskTemplate); err != nil {
 		return out, err
 	}
@@ -49,10 +52,20 @@ func serviceMode(in apiswarm.ServiceMode) (cloud.ServiceMode, error) {
 	switch {
 	case set > 1:
 		return cloud.ServiceMode{}, fault.New(fault.InvalidArgument, "cannot specify more than one service mode")
-	case in.ReplicatedJob != nil || in.GlobalJob != nil:
-		return cloud.ServiceMode{}, fault.New(fault.NotImplemented, "the modes replicated-job and global-job are not implemented: use replicated with the restart condition none")
 	case in.Global != nil:
 		return cloud.ServiceMode{Global: true}, nil
+	case in.GlobalJob != nil:
+		return cloud.ServiceMode{Global: true, Job: true}, nil
+	case in.ReplicatedJob != nil:
+		mode := cloud.ServiceMode{Job: true, MaxConcurrent: 1}
+		if n := in.ReplicatedJob.MaxConcurrent; n != nil {
+			mode.MaxConcurrent = *n
+		}
+		mode.Replicas = mode.MaxConcurrent
+		if n := in.ReplicatedJob.TotalCompletions; n != nil {
+			mode.Replicas = *n
+		}
+		return mode, nil
 	}
 	mode := cloud.ServiceMode{Replicas: 1}
 	if in.Replicated != nil && in.Replicated.Replicas != nil {
@@ -311,6 +324,9 @@ func wireService(s *cloud.Service) apiswarm.Service {
 			out.Endpoint.VirtualIPs = append(out.Endpoint.VirtualIPs, apiswarm.EndpointVirtualIP{NetworkID: v.NetworkID, Addr: a})
 		}
 	}
+	if j := s.Job; j != nil {
+		out.JobStatus = &apiswarm.JobStatus{JobIteration: apiswarm.Version{Index: j.Iteration}, LastExecution: j.LastExecution}
+	}
 	if u := s.Update; u != nil && u.State != "" {
 		out.UpdateStatus = &apiswarm.UpdateStatus{State: apiswarm.UpdateState(u.State), Message: u.Message}
 		if !u.StartedAt.IsZero() {
@@ -328,11 +344,18 @@ func wireServiceSpec(s *cloud.ServiceSpec) apiswarm.ServiceSpec {
 		Annotations: apiswarm.Annotations{Name: s.Name, Labels: mapping(s.Labels)}, TaskTemplate: wireTaskSpec(&s.Task),
 		UpdateConfig: wireUpdateConfig(&s.Update), RollbackConfig: wireUpdateConfig(&s.Rollback), EndpointSpec: wireEndpointSpec(&s.Endpoint),
 	}
-	if s.Mode.Global {
+	switch m := s.Mode; {
+	case m.Job && m.Global:
+		out.Mode.GlobalJob = &apiswarm.GlobalJob{}
+	case m.Job:
+		out.Mode.ReplicatedJob = &apiswarm.ReplicatedJob{MaxConcurrent: &m.MaxConcurrent, TotalCompletions: &m.Replicas}
+	case m.Global:
 		out.Mode.Global = &apiswarm.GlobalService{}
-	} else {
-		replicas := s.Mode.Replicas
-		out.Mode.Replicated = &apiswarm.ReplicatedService{Replicas: &replicas}
+	default:
+		out.Mode.Replicated = &apiswarm.ReplicatedService{Replicas: &m.Replicas}
+	}
+	if s.Mode.Job {
+		out.UpdateConfig, out.RollbackConfig = nil, nil
 	}
 	return out
 }

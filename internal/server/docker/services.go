@@ -74,51 +74,47 @@ func (a *serviceAPI) list(w *response, r *request) error {
 			return err
 		}
 	}
-	counts := countTasks(tasks)
+	byService := map[string][]*cloud.Task{}
+	for _, t := range tasks {
+		byService[t.ServiceID] = append(byService[t.ServiceID], t)
+	}
 	out := []apiswarm.Service{}
 	for _, s := range services {
-		mode := "replicated"
-		if s.Spec.Mode.Global {
-			mode = "global"
-		}
-		if !f.prefix("id", s.ID) || !f.prefix("name", s.Spec.Name) || !f.labels("label", s.Spec.Labels) || !f.is("mode", mode) || !f.is("runtime", "container") {
+		if !f.prefix("id", s.ID) || !f.prefix("name", s.Spec.Name) || !f.labels("label", s.Spec.Labels) || !f.is("mode", s.Spec.Mode.String()) || !f.is("runtime", "container") {
 			continue
 		}
 		wire := wireService(s)
 		if status && r.version >= 1041 {
-			wire.ServiceStatus = counts.status(s)
+			wire.ServiceStatus = serviceStatus(s, byService[s.ID])
 		}
 		out = append(out, wire)
 	}
 	return writeJSON(w, http.StatusOK, out)
 }
 
-// taskCounts are the numbers of a service's tasks.
-type taskCounts map[string]struct{ running, wanted, completed uint64 }
-
-func countTasks(tasks []*cloud.Task) taskCounts {
-	out := taskCounts{}
+// serviceStatus counts a service's tasks; of a job, those of its newest run.
+func serviceStatus(s *cloud.Service, tasks []*cloud.Task) *apiswarm.ServiceStatus {
+	out := &apiswarm.ServiceStatus{DesiredTasks: s.Spec.Mode.Replicas}
+	var wanted uint64
 	for _, t := range tasks {
-		c := out[t.ServiceID]
-		if t.Status.State == cloud.TaskRunning && t.Desired <= cloud.TaskRunning {
-			c.running++
+		if s.Job != nil && (t.Iteration == nil || *t.Iteration != s.Job.Iteration) {
+			continue
 		}
-		if t.Desired <= cloud.TaskRunning {
-			c.wanted++
+		if t.Status.State == cloud.TaskRunning && t.Desired <= cloud.TaskRunning {
+			out.RunningTasks++
+		}
+		if t.Desired <= cloud.TaskRunning && !(s.Job != nil && t.Status.State == cloud.TaskComplete) {
+			wanted++
 		}
 		if t.Status.State == cloud.TaskComplete {
-			c.completed++
+			out.CompletedTasks++
 		}
-		out[t.ServiceID] = c
 	}
-	return out
-}
-
-func (c taskCounts) status(s *cloud.Service) *apiswarm.ServiceStatus {
-	n := c[s.ID]
-	out := &apiswarm.ServiceStatus{RunningTasks: n.running, DesiredTasks: s.Spec.Mode.Replicas, CompletedTasks: n.completed}
-	if s.Spec.Mode.Global {
-		out.DesiredTasks = n.wanted
+	switch mode := s.Spec.Mode; {
+	case mode.Global:
+		out.DesiredTasks = wanted
+	case mode.Job:
+		out.DesiredTasks = mode.MaxConcurrent
 	}
 	return out
 }

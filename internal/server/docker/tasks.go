@@ -77,7 +77,7 @@ func (a *taskAPI) list(w *response, r *request) error {
 	for _, t := range tasks {
 		switch {
 		case !f.prefix("id", t.ID), !f.prefix("name", t.ServiceName, t.Name()), !f.is("service", t.ServiceID), !f.is("node", t.NodeID),
-			!f.is("desired-state", t.Desired.String()), !f.labels("label", t.Spec.Container.Labels), !f.is("runtime", "container"), outdated(t):
+			!f.is("desired-state", desiredState(t)), !f.labels("label", t.Spec.Container.Labels), !f.is("runtime", "container"), outdated(t):
 			continue
 		}
 		out = append(out, wireTask(t, networks))
@@ -213,15 +213,27 @@ func clusterLogs(w *response, r *request, cluster Cluster, tasks []*cloud.Task, 
 	return nil
 }
 
+// desiredState is what is wanted of a task: of a job's, that it completes.
+func desiredState(t *cloud.Task) string {
+	if t.Iteration != nil && (t.Desired == cloud.TaskRunning || t.Status.State == cloud.TaskComplete && t.Desired < cloud.TaskRemove) {
+		return cloud.TaskComplete.String()
+	}
+	return t.Desired.String()
+}
+
 func wireTask(t *cloud.Task, networks map[string]*cloud.Network) apiswarm.Task {
 	out := apiswarm.Task{
 		ID: t.ID, Meta: wireMeta(&t.Meta), Annotations: apiswarm.Annotations{Labels: mapping(t.Labels)}, Spec: wireTaskSpec(&t.Spec),
-		ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID, DesiredState: apiswarm.TaskState(t.Desired.String()),
+		ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID, DesiredState: apiswarm.TaskState(desiredState(t)),
 		Status: apiswarm.TaskStatus{Timestamp: t.Status.Timestamp, State: apiswarm.TaskState(t.Status.State.String()), Message: t.Status.Message, Err: t.Status.Err,
 			PortStatus: apiswarm.PortStatus{Ports: wirePorts(t.Status.HostPorts)}},
 	}
 	if t.Status.ContainerID != "" || t.Status.State.Ended() {
 		out.Status.ContainerStatus = &apiswarm.ContainerStatus{ContainerID: t.Status.ContainerID, PID: t.Status.PID, ExitCode: t.Status.ExitCode}
+	}
+	if t.Iteration != nil {
+		out.JobIteration = &apiswarm.Version{Index: *t.Iteration}
+		out.Slot = max(0, t.Slot-1) // Docker counts the slots of jobs from 0, and its command relies on it
 	}
 	for _, n := range t.Networks {
 		a := apiswarm.NetworkAttachment{Network: apiswarm.Network{ID: n.NetworkID}, Addresses: n.Addrs}

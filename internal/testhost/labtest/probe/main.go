@@ -49,10 +49,21 @@ func run(verb string, args []string) error {
 			return err
 		}
 		os.Exit(code)
-	case "sleep":
+	case "sleep": // sleep [DURATION]: until SIGTERM, or as long
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
-		<-stop
+		var over <-chan time.Time
+		if len(args) > 0 {
+			d, err := time.ParseDuration(args[0])
+			if err != nil {
+				return err
+			}
+			over = time.After(d)
+		}
+		select {
+		case <-stop:
+		case <-over:
+		}
 	case "echo":
 		fmt.Println(strings.Join(args, " "))
 	case "err":
