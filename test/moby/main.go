@@ -30,6 +30,7 @@ import (
 // options are what the command line says.
 type options struct {
 	moby, bin, daemon, debian, out, run, cli string
+	local                                    bool
 	timeout                                  time.Duration
 	packages                                 []string
 }
@@ -43,6 +44,7 @@ func main() {
 	flag.StringVar(&o.out, "out", "", "folder for what the tests print and their programs, which are built unless it has them; empty: a new one")
 	flag.StringVar(&o.run, "run", ".", "run only tests that match this regular expression")
 	flag.StringVar(&o.cli, "cli", "docker", "the docker command of the command-line tests")
+	flag.BoolVar(&o.local, "local", false, "run also what the tests skip with a remote daemon; what starts a dockerd of its own then fails")
 	flag.DurationVar(&o.timeout, "timeout", 30*time.Minute, "the longest that one package may take")
 	flag.Parse()
 	if o.packages = flag.Args(); len(o.packages) == 0 {
@@ -155,7 +157,10 @@ func test(ctx context.Context, o options, host *testhost.Host, pkg string) (scor
 		}
 		cmd := exec.CommandContext(ctx, "nsenter", args...)
 		cmd.Dir = o.source(pkg)
-		cmd.Env = append(os.Environ(), "DOCKER_HOST="+host.DockerHost(), "DOCKER_REMOTE_DAEMON=1", "DOCKER_CONFIG="+host.Dir)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+host.DockerHost(), "DOCKER_CONFIG="+host.Dir)
+		if !o.local {
+			cmd.Env = append(cmd.Env, "DOCKER_REMOTE_DAEMON=1")
+		}
 		if isSuite(pkg) {
 			cmd.Env = append(cmd.Env, cliEnviron(&o)...)
 		}
