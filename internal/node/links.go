@@ -3,6 +3,7 @@ package node
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -30,6 +31,9 @@ func (s *sandboxes) link(c container.Container, spec *network.SandboxSpec) error
 	for l, other := range s.linked(c) {
 		if !other.State.Running {
 			return fault.New(fault.Conflict, "Cannot link to a non running container: /%s AS /%s/%s", other.Config.Name, c.Config.Name, l.Alias)
+		}
+		if !slices.ContainsFunc(slices.Collect(maps.Values(other.Networks.Endpoints)), func(e container.Endpoint) bool { return e.NetworkName == network.NameBridge }) {
+			return fault.New(fault.InvalidArgument, "Cannot link to /%s, as it does not belong to the default network", other.Config.Name)
 		}
 		var addrs []netip.Addr
 		for _, e := range other.Networks.Endpoints {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 
 	securejoin "github.com/cyphar/filepath-securejoin"
@@ -103,8 +104,15 @@ func (m *Manager) CopyTo(ctx context.Context, id, name string, archive io.Reader
 		if !st.IsDir() {
 			return fault.New(fault.InvalidArgument, "extraction point is not a directory")
 		}
-		if err := writable(&snap, name); err != nil {
+		// A link may lead from what can be written to what cannot.
+		real, err := nameInRoot(root, dst)
+		if err != nil {
 			return err
+		}
+		for _, p := range []string{name, real} {
+			if err := writable(&snap, p); err != nil {
+				return err
+			}
 		}
 		owner := noOwner
 		if o.CopyUIDGID && snap.Config.User != "" {
@@ -123,6 +131,19 @@ func (m *Manager) CopyTo(ctx context.Context, id, name string, archive io.Reader
 	}
 	m.event(&snap, "extract-to-dir")
 	return nil
+}
+
+// nameInRoot is the path of an open file below root, without links.
+func nameInRoot(root, f *os.File) (string, error) {
+	above, err := os.Readlink(procFD(root))
+	if err != nil {
+		return "", err
+	}
+	full, err := os.Readlink(procFD(f))
+	if err != nil {
+		return "", err
+	}
+	return path.Clean("/" + strings.TrimPrefix(full, above)), nil
 }
 
 // writable refuses what the container itself could not write.
@@ -261,7 +282,22 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File, id
 	if err != nil {
 		return err
 	}
-	return errors.Join(inView(r.Path, c.rec.MountPlan, func(root *os.File) error { return f(root, userns.Mapping{}) }), done())
+	return errors.Join(inView(r.Path, viewMounts(&c.rec), func(root *os.File) error { return f(root, userns.Mapping{}) }), done())
+}
+
+// viewMounts are the mounts that a container which does not run is seen with, parents first: those of its configuration
+// and the files that its last start made.
+func viewMounts(r *record) []plannedMount {
+	plan := slices.Clone(r.MountPlan)
+	for _, m := range fileMounts(&r.Container) {
+		if !slices.ContainsFunc(plan, func(p plannedMount) bool { return p.Destination == m.Destination }) {
+			plan = append(plan, plannedMount{MountPoint: MountPoint{Type: MountBind, Source: m.Source, Destination: m.Destination}})
+		}
+	}
+	slices.SortStableFunc(plan, func(a, b plannedMount) int {
+		return strings.Count(a.Destination, "/") - strings.Count(b.Destination, "/")
+	})
+	return plan
 }
 
 // inView runs f on a thread with a mount namespace of its own, in which the mounts are made below rootfs. The thread

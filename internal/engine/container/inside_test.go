@@ -302,6 +302,61 @@ func TestTheWorkingDirectoryIsThereBeforeTheStart(t *testing.T) {
 	}
 }
 
+// TestLinksDoNotLeadToWhatIsReadOnly: a link in a volume that can be written does not lead into a root file system that
+// cannot, whether the container runs or not.
+func TestLinksDoNotLeadToWhatIsReadOnly(t *testing.T) {
+	b := newBed(t)
+	src := filepath.Join(b.dir, "bound")
+	if err := os.MkdirAll(filepath.Join(src, "sub"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/data", filepath.Join(src, "out")); err != nil {
+		t.Fatal(err)
+	}
+	id := b.create(Config{Host: HostConfig{ReadonlyRootfs: true, Mounts: []Mount{{Type: MountBind, Source: src, Target: "/vol"}}}}, "wait")
+	archive := func() io.Reader {
+		var buf bytes.Buffer
+		w := tar.NewWriter(&buf)
+		if err := errors.Join(w.WriteHeader(&tar.Header{Name: "new", Mode: 0o644}), w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return &buf
+	}
+	for _, state := range []string{"created", "running"} {
+		if err := b.m.CopyTo(t.Context(), id, "/vol/out", archive(), CopyOptions{}); !fault.Is(err, fault.Forbidden) || !strings.Contains(err.Error(), "container rootfs is marked read-only") {
+			t.Errorf("%s, through a link: %v", state, err)
+		}
+		if err := b.m.CopyTo(t.Context(), id, "/vol/sub", archive(), CopyOptions{}); err != nil {
+			t.Errorf("%s, into the volume: %v", state, err)
+		}
+		if state == "created" {
+			b.start(id)
+		}
+	}
+}
+
+// TestFilesOfAStoppedContainer: the files that the start made are copied, not what is under them.
+func TestFilesOfAStoppedContainer(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Hostname: "box"}, "exit", "0")
+	b.wait(id, "not-running")
+	for name, want := range map[string]string{"hostname": "box\n", "hosts": "172.30.0.2\tbox", "resolv.conf": "nameserver 127.0.0.11"} {
+		r, _, err := b.m.CopyFrom(t.Context(), id, "/etc/"+name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr := tar.NewReader(r)
+		if _, err := tr.Next(); err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(tr)
+		if err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %q %v", name, text, err)
+		}
+		_ = r.Close()
+	}
+}
+
 // TestBareNamesAreNotSet: -e NAME of a name that the client's environment lacks takes it away from the process.
 func TestBareNamesAreNotSet(t *testing.T) {
 	b := newBed(t)

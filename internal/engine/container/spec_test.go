@@ -6,6 +6,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -287,6 +288,7 @@ func TestValidate(t *testing.T) {
 		"Invalid value 1-2,, for cpuset cpus":                        {Host: HostConfig{Resources: Resources{CpusetCpus: "1-2,,"}}},
 		"Invalid value x for cpuset mems":                            {Host: HostConfig{Resources: Resources{CpusetMems: "x"}}},
 		"memory nodes are not available - requested 9, available: 0": {Host: HostConfig{Resources: Resources{CpusetMems: "9"}}},
+		"supported on user-defined networks only":                    {Host: HostConfig{NetworkMode: "none"}, Network: NetworkConfig{Endpoints: map[string]EndpointConfig{"none": {IPv4: netip.MustParseAddr("10.1.1.1")}}}},
 		"unknown or invalid runtime name: kata":                      {Host: HostConfig{Runtime: "kata"}},
 	} {
 		_, err := m.validate(&cfg, false)

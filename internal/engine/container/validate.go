@@ -233,6 +233,11 @@ func validateModes(cfg *Config) error {
 	case container && cfg.Network.MAC != "":
 		return fault.New(fault.InvalidArgument, "conflicting options: mac-address and the network mode")
 	}
+	for name, e := range cfg.Network.Endpoints {
+		if slices.Contains([]string{"bridge", "default", "host", "none"}, name) && (e.IPv4.IsValid() || e.IPv6.IsValid()) {
+			return fault.New(fault.InvalidArgument, "invalid endpoint settings: user-specified IP address is supported on user-defined networks only")
+		}
+	}
 	if !container && h.NetworkMode != "host" {
 		return nil
 	}

@@ -490,7 +490,7 @@ func endpointConfig(in *apinetwork.EndpointSettings) (container.EndpointConfig, 
 		if c.IPv4Address.IsValid() && !c.IPv4Address.Unmap().Is4() {
 			return out, fault.New(fault.InvalidArgument, "invalid IPv4 address: %s", c.IPv4Address)
 		}
-		if c.IPv6Address.IsValid() && !c.IPv6Address.Is6() {
+		if c.IPv6Address.IsValid() && !c.IPv6Address.Is6() || c.IPv6Address.Is4In6() {
 			return out, fault.New(fault.InvalidArgument, "invalid IPv6 address: %s", c.IPv6Address)
 		}
 		out.IPv4, out.IPv6, out.LinkLocalIPs = c.IPv4Address.Unmap(), c.IPv6Address, c.LinkLocalIPs

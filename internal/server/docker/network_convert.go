@@ -113,6 +113,7 @@ func wireIPAM(driver string, in []cloud.IPAMConfig) apinetwork.IPAM {
 	for _, c := range in {
 		out.Config = append(out.Config, apinetwork.IPAMConfig{Subnet: c.Subnet, IPRange: c.Range, Gateway: c.Gateway, AuxAddress: c.Aux})
 	}
+	slices.SortStableFunc(out.Config, func(a, b apinetwork.IPAMConfig) int { return a.Subnet.Addr().BitLen() - b.Subnet.Addr().BitLen() })
 	return out
 }
 

@@ -122,6 +122,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a bad network mode", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"NetworkMode":"container:"}}`, 400, "invalid container format container:<name|id>"},
 		{"a network mode that lacks its container", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"NetworkMode":"container"}}`, 400, "invalid container format"},
 		{"a volume with propagation", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"Binds":["vol:/b:shared"]}}`, 400, `invalid mount config for type "volume"`},
+		{"an IPv4 address for IPv6", "POST", "/containers/create", js, `{"Image":"x","NetworkingConfig":{"EndpointsConfig":{"n":{"IPAMConfig":{"IPv6Address":"::ffff:10.1.1.1"}}}}}`, 400, "invalid IPv6 address"},
 		{"ports in another's network", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"NetworkMode":"container:a","PortBindings":{"80/tcp":[{}]}}}`, 400, "conflicting options"},
 		{"a health check too often", "POST", "/containers/create", js, `{"Image":"x","Healthcheck":{"Interval":1}}`, 400, "Interval in Healthcheck"},
 		{"an image that is not there", "POST", "/containers/create?name=n", js, `{"Image":"missing"}`, 404, "No such image"},
