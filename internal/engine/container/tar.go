@@ -318,22 +318,7 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 		}
 		x.times = append(x.times, dirTime{name, h.ModTime})
 	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // old archives have it
-		flags := unix.O_CREAT | unix.O_EXCL
-		if busy {
-			flags = unix.O_TRUNC // a file that is a mount is written in place
-		}
-		out, err := unix.Openat(fd, base, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0o600)
-		if err != nil {
-			return err
-		}
-		if x.buf == nil {
-			x.buf = make([]byte, archiveBuffer)
-		}
-		f := os.NewFile(uintptr(out), name)
-		_, err = io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, x.buf) // hidden: they would bring buffers of their own
-		if err := errors.Join(err, f.Close()); err != nil {
-			return err
-		}
+		return x.regular(fd, base, name, busy, h, r)
 	case tar.TypeSymlink:
 		if err := unix.Symlinkat(h.Linkname, fd, base); err != nil {
 			return err
@@ -353,14 +338,10 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 	default:
 		return fault.New(fault.InvalidArgument, "archive: %s has the unknown type %q", h.Name, h.Typeflag)
 	}
-	uid, gid := h.Uid, h.Gid
-	if x.owner != noOwner {
-		uid, gid = x.owner[0], x.owner[1]
+	uid, gid, err := x.ownerOf(h)
+	if err != nil {
+		return err
 	}
-	if !x.ids.Has(uid, gid) {
-		return fault.New(fault.InvalidArgument, "archive: %s belongs to %d:%d, which the container's user namespace does not have", h.Name, uid, gid)
-	}
-	uid, gid = x.ids.Out(uid, gid)
 	if err := unix.Fchownat(fd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
@@ -375,6 +356,66 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 		setTime(dir, base, h.ModTime)
 	}
 	return nil
+}
+
+// ownerOf is whose an entry becomes, as the file system has it.
+func (x *extraction) ownerOf(h *tar.Header) (uid, gid int, err error) {
+	uid, gid = h.Uid, h.Gid
+	if x.owner != noOwner {
+		uid, gid = x.owner[0], x.owner[1]
+	}
+	if !x.ids.Has(uid, gid) {
+		return 0, 0, fault.New(fault.InvalidArgument, "archive: %s belongs to %d:%d, which the container's user namespace does not have", h.Name, uid, gid)
+	}
+	uid, gid = x.ids.Out(uid, gid)
+	return uid, gid, nil
+}
+
+// regular makes a file; busy: there is one that is written in place. What the file has by its making already, as most
+// have owner and mode, is not set again.
+func (x *extraction) regular(dir int, base, name string, busy bool, h *tar.Header, r io.Reader) error {
+	uid, gid, err := x.ownerOf(h)
+	if err != nil {
+		return err
+	}
+	mode := uint32(h.Mode & 0o7777)
+	flags := unix.O_CREAT | unix.O_EXCL
+	if busy {
+		flags = unix.O_TRUNC // a file that is a mount is written in place
+	}
+	fd, err := unix.Openat(dir, base, unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, mode&0o777)
+	if err != nil {
+		return err
+	}
+	if x.buf == nil {
+		x.buf = make([]byte, archiveBuffer)
+	}
+	f := os.NewFile(uintptr(fd), name)
+	defer f.Close()
+	// Hidden behind plain interfaces: by themselves they would bring buffers of their own.
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, x.buf); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if int(st.Uid) != uid || int(st.Gid) != gid {
+		if err := unix.Fchown(fd, uid, gid); err != nil {
+			return err
+		}
+		st.Mode &^= unix.S_ISUID | unix.S_ISGID // the change may have taken them
+	}
+	if st.Mode&0o7777 != mode {
+		if err := unix.Fchmod(fd, mode); err != nil {
+			return err
+		}
+	}
+	if ts, err := unix.TimeToTimespec(h.ModTime); err == nil && !h.ModTime.IsZero() {
+		// A time is a nicety: a file system without it is no reason to fail.
+		_ = unix.UtimesNanoAt(fd, "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
+	}
+	return f.Close()
 }
 
 // chmodAt changes the mode of an entry that is no link. It goes through a handle: chmod itself would follow a link that

@@ -16,7 +16,6 @@ import (
 	"os"
 	"path"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -170,6 +169,8 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 	switch h.Typeflag {
 	case tar.TypeLink:
 		return nil // everything about it is its first name's
+	case tar.TypeReg, tar.TypeRegA, tar.TypeGNUSparse, tar.TypeCont: //nolint:staticcheck // see make
+		return nil // done while it was open
 	case tar.TypeDir:
 		delete(x.implied, name)
 		if x.hidden[name] {
@@ -201,11 +202,19 @@ func (x *extraction) make(fd int, base, name string, h *tar.Header, r io.Reader)
 
 // regular writes a file. Long runs of zeros become holes.
 func (x *extraction) regular(fd int, base string, h *tar.Header, r io.Reader) error {
-	out, err := unix.Openat(fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	out, err := unix.Openat(fd, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, uint32(h.Mode&0o777))
 	if err != nil {
 		return err
 	}
 	defer unix.Close(out)
+	if err := x.content(out, h, r); err != nil {
+		return err
+	}
+	return fileAttributes(out, h)
+}
+
+// content writes what is in a file.
+func (x *extraction) content(out int, h *tar.Header, r io.Reader) error {
 	var at int64
 	hole := false
 	for at < h.Size {
@@ -275,66 +284,6 @@ func (x *extraction) link(fd int, base, target string) error {
 	}
 	return err
 }
-
-// attributes sets owner, extended attributes, mode and times of what was just made.
-func (x *extraction) attributes(fd int, base, name string, h *tar.Header) error {
-	if err := unix.Fchownat(fd, base, h.Uid, h.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		return err
-	}
-	// After the owner, as a change of that takes file capabilities away.
-	if err := x.xattrs(fd, base, h); err != nil {
-		return err
-	}
-	if h.Typeflag != tar.TypeSymlink {
-		// And the owner's change may take setuid away. What was made under this name is no link that could be followed.
-		if err := unix.Fchmodat(fd, base, uint32(h.Mode&0o7777), 0); err != nil {
-			return err
-		}
-	}
-	at := h.AccessTime
-	if at.Before(h.ModTime) {
-		at = h.ModTime
-	}
-	ts := [2]unix.Timespec{timespec(at), timespec(h.ModTime)}
-	if h.Typeflag == tar.TypeDir {
-		x.times[name] = ts
-		return nil
-	}
-	return unix.UtimesNanoAt(fd, base, ts[:], unix.AT_SYMLINK_NOFOLLOW)
-}
-
-// timespec is a time as far as the kernel has one; the zero time is the epoch.
-func timespec(t time.Time) unix.Timespec {
-	if t.IsZero() {
-		return unix.Timespec{}
-	}
-	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
-}
-
-func (x *extraction) xattrs(fd int, base string, h *tar.Header) error {
-	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") {
-			continue // overlayfs' own marks are not for layers to set
-		}
-		err := unix.Lsetxattr(procPath(fd, base), name, []byte(value), 0)
-		switch err {
-		case nil, unix.ENOTSUP:
-		case unix.EPERM:
-			// The user's attributes are for files and folders only.
-			if strings.HasPrefix(name, "user.") && h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeDir {
-				continue
-			}
-			return fmt.Errorf("attribute %s: %w", name, err)
-		default:
-			return fmt.Errorf("attribute %s: %w", name, err)
-		}
-	}
-	return nil
-}
-
-// procPath is a path that leads to a name in an open folder, whatever the folder's own path has become.
-func procPath(fd int, base string) string { return fmt.Sprintf("/proc/self/fd/%d/%s", fd, base) }
 
 // whiteout takes an entry .wh.NAME in the folder dir.
 func (x *extraction) whiteout(dir, base, hides string) error {
@@ -571,43 +520,4 @@ func (a Applied) Adopt(dir string, below func(name string) (string, error)) erro
 		}
 	}
 	return nil
-}
-
-// copyAttributes gives the folder to what the folder from has.
-func copyAttributes(from, to string) error {
-	var st unix.Stat_t
-	if err := unix.Lstat(from, &st); err != nil {
-		return err
-	}
-	if err := unix.Lchown(to, int(st.Uid), int(st.Gid)); err != nil {
-		return err
-	}
-	names := make([]byte, 64<<10) // the kernel's own limit
-	n, err := unix.Llistxattr(from, names)
-	if err == unix.ENOTSUP {
-		n, err = 0, nil
-	}
-	if err != nil {
-		return err
-	}
-	for name := range strings.SplitSeq(string(names[:n]), "\x00") {
-		if name == "" || strings.HasPrefix(name, "trusted.") {
-			continue
-		}
-		value := make([]byte, 64<<10)
-		n, err := unix.Lgetxattr(from, name, value)
-		if err == unix.ENODATA {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		if err := unix.Lsetxattr(to, name, value[:n], 0); err != nil && err != unix.ENOTSUP {
-			return err
-		}
-	}
-	if err := unix.Chmod(to, st.Mode&0o7777); err != nil {
-		return err
-	}
-	return unix.UtimesNanoAt(unix.AT_FDCWD, to, []unix.Timespec{st.Atim, st.Mtim}, 0)
 }

@@ -414,12 +414,10 @@ func archiveOf(t testing.TB, entries ...*tar.Header) []byte {
 	w := tar.NewWriter(&b)
 	for _, h := range entries {
 		h.Format = tar.FormatPAX
-		if h.Typeflag == tar.TypeReg && h.Linkname != "" {
-			h.Size, h.Linkname = int64(len(h.Linkname)), h.Linkname
-		}
 		data := ""
-		if h.Typeflag == tar.TypeReg {
+		if h.Typeflag == tar.TypeReg { // file puts it there
 			data, h.Linkname = h.Linkname, ""
+			h.Size = int64(len(data))
 		}
 		if err := w.WriteHeader(h); err != nil {
 			t.Fatal(err)
