@@ -116,7 +116,7 @@ func suitesOf(text string) ([]suite, error) {
 		return []suite{
 			{program: "onehost", pattern: "TestRun$|TestLifeCycle|TestLimits|TestCgroup|TestOutOfMemory|TestPids|TestDeviceRules|TestPause|TestBlockIO|TestPrivileged|" +
 				"TestUserNS|TestNetworks$|TestPublishedUDP|TestDaemonGone|TestKeeperGone|TestReboot", bound: time.Hour},
-			{program: "cluster", pattern: "TestWiring", bound: 20 * time.Minute},
+			{program: "cluster", pattern: "TestTwoHosts", bound: 20 * time.Minute},
 		}, nil
 	}
 	var all []suite
