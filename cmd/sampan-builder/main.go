@@ -53,6 +53,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.ExecRoot, "exec-root", "", "folder of what does not")
 	f.StringArrayVar(&cfg.Registries.Mirrors, "registry-mirror", nil, "mirror of the default registry")
 	f.StringArrayVar(&cfg.Registries.Insecure, "insecure-registry", nil, "registry spoken to without verified TLS")
+	f.StringArrayVar(&cfg.Registries.CertDirs, "cert-dir", nil, "folder with a folder of certificates for each registry that has its own")
 	f.StringVar(&cfg.HostGateway, "host-gateway", "", "address that host-gateway stands for")
 	f.StringVar(&cfg.Version, "version-of-daemon", "", "version of the daemon")
 	f.BoolVar(&debug, "debug", false, "log at level debug")
@@ -90,6 +91,9 @@ func run(cfg builder.Config, debug bool) error {
 		return err
 	}
 	server := &http.Server{Handler: b, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(cfg.Logger.Handler(), slog.LevelDebug)}
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true)
+	server.Protocols.SetUnencryptedHTTP2(true)
 	failed := make(chan error, 1)
 	go func() { failed <- server.Serve(l) }()
 	select {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -47,8 +48,11 @@ func (p *program) ended() string {
 // forward hands a request on and the answer back. A builder that ends half-way through an answer is told of in the
 // answer's own form.
 func (p *program) forward(w http.ResponseWriter, r *http.Request) error {
-	if r.Header.Get("Upgrade") != "" {
+	switch {
+	case r.Header.Get("Upgrade") != "":
 		return p.tunnel(w, r)
+	case r.ProtoMajor == 2:
+		return p.call(w, r)
 	}
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", "builder", ""
@@ -77,6 +81,36 @@ func (p *program) forward(w http.ResponseWriter, r *http.Request) error {
 	line, err := json.Marshal(map[string]any{"error": text, "errorDetail": map[string]string{"message": text}})
 	if err == nil {
 		_, _ = to.Write(append(line, '\n'))
+	}
+	return nil
+}
+
+// call hands on a call of gRPC that came to the API itself, without a tunnel. Its end is in the trailers.
+func (p *program) call(w http.ResponseWriter, r *http.Request) error {
+	out := r.Clone(r.Context())
+	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", "builder", ""
+	end := func(header string, err error) error {
+		w.Header().Set("Content-Type", "application/grpc")
+		w.Header().Set(header+"Grpc-Status", "14") // unavailable
+		w.Header().Set(header+"Grpc-Message", url.PathEscape(p.broken(err).Error()))
+		return nil
+	}
+	res, err := p.calls.RoundTrip(out)
+	if err != nil {
+		return end("", err)
+	}
+	defer res.Body.Close()
+	for name, values := range res.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(res.StatusCode)
+	to := &flushed{w, http.NewResponseController(w)}
+	_ = to.ctrl.Flush() // a client may wait for the header before it says more
+	if _, err := io.Copy(to, res.Body); err != nil && r.Context().Err() == nil {
+		return end(http.TrailerPrefix, err)
+	}
+	for name, values := range res.Trailer {
+		w.Header()[http.TrailerPrefix+name] = values
 	}
 	return nil
 }

@@ -28,6 +28,7 @@ type program struct {
 	cmd       *exec.Cmd
 	socket    string
 	transport *http.Transport
+	calls     *http.Transport    // for gRPC: HTTP/2 from the first byte
 	end       context.CancelFunc // takes its connection to the daemon away: it ends
 	exited    chan struct{}      // closed when the process has ended
 	done      chan struct{}      // closed when what it left is gone too
@@ -73,10 +74,13 @@ func (s *Service) start() (_ *program, err error) {
 		}
 	}
 	p := &program{s: s, socket: filepath.Join(s.cfg.ExecRoot, "api.sock"), exited: make(chan struct{}), done: make(chan struct{})}
-	p.transport = &http.Transport{DisableCompression: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", p.socket)
-	}}
+	}
+	p.transport = &http.Transport{DisableCompression: true, DialContext: dial}
+	p.calls = &http.Transport{DisableCompression: true, DialContext: dial, Protocols: new(http.Protocols)}
+	p.calls.Protocols.SetUnencryptedHTTP2(true)
 	_ = os.Remove(p.socket)
 	listener, err := listen(p.socket)
 	if err != nil {
@@ -140,6 +144,9 @@ func (s *Service) args() []string {
 	for _, i := range o.Insecure {
 		args = append(args, "--insecure-registry", i)
 	}
+	for _, d := range o.CertDirs {
+		args = append(args, "--cert-dir", d)
+	}
 	if o.HostGateway != nil {
 		if addr := o.HostGateway(); addr != "" {
 			args = append(args, "--host-gateway", addr)
@@ -168,6 +175,7 @@ func (p *program) watch(served <-chan struct{}, logPath string) {
 		p.s.log.Error("the builder ended unasked", "how", why)
 	}
 	p.transport.CloseIdleConnections()
+	p.calls.CloseIdleConnections()
 	p.s.mu.Lock()
 	p.s.sweep()
 	if p.s.live == p {

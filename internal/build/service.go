@@ -46,6 +46,7 @@ type Config struct {
 type Options struct {
 	Mirrors  []string // of docker.io
 	Insecure []string // registries
+	CertDirs []string // folders with a folder of certificates for each registry that has its own
 	// Environ has the proxies, as NAME=VALUE.
 	Environ []string
 	// HostGateway gives the address that host-gateway stands for in extra hosts; empty: there is none.

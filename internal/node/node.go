@@ -183,8 +183,8 @@ func (n *Node) startContainers(ctx context.Context) error {
 	n.networks.Keep(sandboxes)
 	n.builds = build.New(build.Config{Binary: n.cfg.Builder, Root: filepath.Join(n.cfg.DataRoot, "build"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "build"),
 		Idle: n.cfg.BuilderIdle, Logger: n.log,
-		Options: build.Options{Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, Environ: n.cfg.ProxyEnviron, HostGateway: n.hostGateway, Debug: n.cfg.Debug, Version: n.cfg.Version},
-		Host:    host.Config{Store: n.images.Share(), Keeper: n.keeper, Networks: &stepNetworks{n.networks}, CgroupParent: n.cfg.CgroupParent}})
+		Options: build.Options{Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, CertDirs: n.cfg.CertDirs, Environ: n.cfg.ProxyEnviron, HostGateway: n.hostGateway, Debug: n.cfg.Debug, Version: n.cfg.Version},
+		Host:    host.Config{Store: n.images.Share(n.imageBuilt), Keeper: n.keeper, Networks: &stepNetworks{n.networks}, CgroupParent: n.cfg.CgroupParent}})
 	n.onClose(n.builds.Close)
 	// What a crash left of images and root file systems is tidied away behind the start.
 	tidy, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -53,7 +53,11 @@ func (n *Node) Run(ctx context.Context) error {
 }
 
 func (n *Node) serverOf(h http.Handler) *http.Server {
-	return &http.Server{Handler: h, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
+	protocols.SetUnencryptedHTTP2(true) // builds, by clients that speak gRPC without a tunnel
+	return &http.Server{Handler: h, Protocols: protocols, ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(n.log.Handler(), slog.LevelDebug)}
 }
 
 // listenMetrics opens the listener that serves metrics alone, if there is to be one.

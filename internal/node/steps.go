@@ -2,8 +2,11 @@ package node
 
 import (
 	"context"
+	"maps"
 
 	"github.com/sampan-cloud/sampan/internal/build/host"
+	"github.com/sampan-cloud/sampan/internal/engine/events"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/network"
 )
@@ -48,4 +51,18 @@ func (n *Node) hostGateway() string {
 		}
 	}
 	return ""
+}
+
+// imageBuilt announces an image that a build made: that it is there, and its name.
+func (n *Node) imageBuilt(img image.Image, name string) {
+	attrs := maps.Clone(img.Labels)
+	if attrs == nil {
+		attrs = map[string]string{}
+	}
+	attrs["name"] = img.ID
+	n.bus.Publish(events.Event{Type: "image", Action: "create", ID: img.ID, Attrs: maps.Clone(attrs)})
+	if name != "" {
+		attrs["name"] = name
+		n.bus.Publish(events.Event{Type: "image", Action: "tag", ID: img.ID, Attrs: attrs})
+	}
 }

@@ -33,6 +33,7 @@ type buildSpec struct {
 	cacheFrom  []bk.CacheOptionsEntry
 	cacheTo    []bk.CacheOptionsEntry
 	allow      []string
+	direct     bool             // speak gRPC to the API itself, without a tunnel
 	started    func(log string) // told what was printed, at every piece
 }
 
@@ -61,6 +62,9 @@ func solve(ctx context.Context, t testing.TB, h *testhost.Host, s buildSpec) (bu
 	}), bk.WithSessionDialer(func(ctx context.Context, proto string, meta map[string][]string) (net.Conn, error) {
 		return docker.DialHijack(ctx, "/session", proto, meta)
 	}))
+	if s.direct { // as newer clients do: HTTP/2 on the API's socket from the first byte
+		c, err = bk.New(ctx, h.DockerHost())
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +119,7 @@ func solve(ctx context.Context, t testing.TB, h *testhost.Host, s buildSpec) (bu
 	_ = g.Wait()
 	out.log = log.String()
 	if res != nil {
-		out.id = res.ExporterResponse["containerimage.config.digest"]
+		out.id = res.ExporterResponse["containerimage.digest"]
 	}
 	return out, err
 }

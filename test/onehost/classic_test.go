@@ -1,10 +1,12 @@
 package onehost
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
 )
@@ -40,6 +42,8 @@ func TestClassicBuild(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "ID", Docker(t, h, "image", "inspect", "-f", "{{.Id}} {{.Config.Labels.l}}", "app:1"), strings.TrimSpace(string(id))+" v")
+	contains(t, "events", Docker(t, h, "events", "--since", "1h", "--until", fmt.Sprint(time.Now().Unix()+1), "--filter", "type=image", "--format", "{{.Action}} {{.Actor.Attributes.name}}"),
+		"create "+strings.TrimSpace(string(id)), "tag app:1", "tag app:2")
 	out, err = build("", "--build-arg", "WHO=world", dir)
 	if err != nil {
 		t.Fatal(err)

@@ -28,8 +28,10 @@ import (
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
 	"github.com/moby/buildkit/util/entitlements"
+	"github.com/moby/buildkit/util/tracing/detect"
 	"github.com/moby/buildkit/worker"
 	bolt "go.etcd.io/bbolt"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
@@ -119,7 +121,9 @@ func New(ctx context.Context, cfg Config) (_ *Builder, err error) {
 		return nil, fmt.Errorf("history of the builder: %w", err)
 	}
 	closers = append(closers, history.Close)
+	detect.Recorder = detect.NewTraceRecorder() // the history of builds has their spans
 	b.controller, err = control.NewController(control.Opt{
+		TraceCollector:   detect.Recorder,
 		SessionManager:   b.sessions,
 		WorkerController: workers,
 		Frontends: map[string]frontend.Frontend{
@@ -146,7 +150,7 @@ func New(ctx context.Context, cfg Config) (_ *Builder, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("builder: %w", err)
 	}
-	b.grpc = newControlServer()
+	b.grpc = newControlServer(sdktrace.NewTracerProvider(sdktrace.WithResource(detect.Resource()), sdktrace.WithSyncer(detect.Recorder)))
 	b.controller.Register(b.grpc)
 	return b, nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/moby/buildkit/exporter"
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver/result"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
@@ -83,10 +84,8 @@ type storeInstance struct {
 
 // Export puts a result into the store.
 func (i *storeInstance) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (map[string]string, exporter.FinalizeFunc, exporter.DescriptorReference, error) {
-	if !i.push && len(src.Attestations) > 0 {
-		// They say when it was built, which would make another image of every build of the same.
-		src = src.Clone()
-		src.Attestations = nil
+	if !i.push {
+		src = withoutIncidental(src)
 	}
 	// The daemon unpacks the image when it is named: layers that so far are only known to be in a registry come now.
 	g, gctx := errgroup.WithContext(ctx)
@@ -102,9 +101,21 @@ func (i *storeInstance) Export(ctx context.Context, src *exporter.Source, info e
 	if err := g.Wait(); err != nil {
 		return nil, nil, nil, err
 	}
-	out, finalize, ref, err := i.ExporterInstance.Export(ctx, src, info)
-	if err != nil {
-		return nil, nil, nil, err
+	return i.ExporterInstance.Export(ctx, src, info)
+}
+
+// withoutIncidental leaves out the attestations that clients ask for unasked, "inline only": they tell when and how a
+// build was run, which would make another image of every build of the same.
+func withoutIncidental(src *exporter.Source) *exporter.Source {
+	kept := map[string][]exporter.Attestation{}
+	for platform, all := range src.Attestations {
+		for _, a := range all {
+			if incidental, _ := strconv.ParseBool(string(a.Metadata[result.AttestationInlineOnlyKey])); !incidental {
+				kept[platform] = append(kept[platform], a)
+			}
+		}
 	}
-	return out, finalize, ref, nil
+	src = src.Clone()
+	src.Attestations = kept
+	return src
 }

@@ -9,6 +9,9 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/tracing"
+	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -17,8 +20,9 @@ import (
 )
 
 // newControlServer is the gRPC server of clients: buildx speaks BuildKit's own protocol over it.
-func newControlServer() *grpc.Server {
+func newControlServer(traces *sdktrace.TracerProvider) *grpc.Server {
 	return grpc.NewServer(
+		grpc.StatsHandler(tracing.ServerStatsHandler(otelgrpc.WithTracerProvider(traces))),
 		grpc.ChainUnaryInterceptor(grpcerrors.UnaryServerInterceptor),
 		grpc.ChainStreamInterceptor(grpcerrors.StreamServerInterceptor),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage))
@@ -27,6 +31,10 @@ func newControlServer() *grpc.Server {
 // ServeHTTP answers what the daemon hands on of its clients' requests, and the daemon's own.
 func (b *Builder) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var err error
+	if r.ProtoMajor == 2 {
+		b.grpc.ServeHTTP(w, r)
+		return
+	}
 	switch r.Method + " " + r.URL.Path {
 	case "POST /session":
 		// It lasts as long as the connection, not as long as the request's context, which ends with the hijacking.

@@ -4,9 +4,11 @@ import (
 	"context"
 
 	imagesapi "github.com/containerd/containerd/api/services/images/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/images"
-	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -68,11 +70,15 @@ func statusOf(err error) error {
 }
 
 func wireImage(img images.Image) *imagesapi.Image {
-	return &imagesapi.Image{Name: img.Name, Labels: img.Labels, Target: oci.DescriptorToProto(img.Target),
+	t := img.Target
+	return &imagesapi.Image{Name: img.Name, Labels: img.Labels,
+		Target:    &types.Descriptor{MediaType: t.MediaType, Digest: t.Digest.String(), Size: t.Size, Annotations: t.Annotations},
 		CreatedAt: timestamppb.New(img.CreatedAt), UpdatedAt: timestamppb.New(img.UpdatedAt)}
 }
 
 func imageOf(img *imagesapi.Image) images.Image {
-	return images.Image{Name: img.GetName(), Labels: img.GetLabels(), Target: oci.DescriptorFromProto(img.GetTarget()),
+	t := img.GetTarget()
+	return images.Image{Name: img.GetName(), Labels: img.GetLabels(),
+		Target:    ocispec.Descriptor{MediaType: t.GetMediaType(), Digest: digest.Digest(t.GetDigest()), Size: t.GetSize(), Annotations: t.GetAnnotations()},
 		CreatedAt: img.GetCreatedAt().AsTime(), UpdatedAt: img.GetUpdatedAt().AsTime()}
 }

@@ -33,8 +33,9 @@ type Shared struct {
 }
 
 // Share returns the inside of the store. It is used under Namespace.
-func (s *Store) Share() Shared {
-	return Shared{Content: s.content(), Snapshots: s.snapshots(), Leases: collecting{s.leases(), s}, Images: sharedImages{s}}
+// made, if not nil, is told of every image that is made or named, with the name as users write it, "" for none.
+func (s *Store) Share(made func(img Image, name string)) Shared {
+	return Shared{Content: s.content(), Snapshots: s.snapshots(), Leases: collecting{s.leases(), s}, Images: sharedImages{s, made}}
 }
 
 // collecting is a lease manager whose synchronous deletes take what the lease held.
@@ -61,7 +62,10 @@ func (c collecting) Delete(ctx context.Context, l leases.Lease, opts ...leases.D
 }
 
 // sharedImages are the store's images as containerd's libraries want them.
-type sharedImages struct{ s *Store }
+type sharedImages struct {
+	s    *Store
+	made func(Image, string)
+}
 
 // Get finds an image by its full name. As FROM may also have the ID of an image, or the beginning of one, which a client
 // completes like a name, docker.io/library/0123abcd:latest is that.
@@ -117,8 +121,19 @@ func (i sharedImages) Update(ctx context.Context, img images.Image, _ ...string)
 	if err != nil {
 		return img, err
 	}
-	err = i.s.setNames(ctx, made.ID, target, names...)
-	return img, err
+	if err := i.s.setNames(ctx, made.ID, target, names...); err != nil || i.made == nil {
+		return img, err
+	}
+	whole, err := i.s.Get(ctx, made.ID)
+	if err != nil {
+		return img, err
+	}
+	name := ""
+	if len(names) > 0 {
+		name = familiar(names[0])
+	}
+	i.made(whole, name)
+	return img, nil
 }
 
 // Delete is not for those the store is shared with.

@@ -38,10 +38,11 @@ type Config struct {
 
 // server takes requests apart, hands them to the handler of their route and turns its error into an answer.
 type server struct {
-	mux    *http.ServeMux
-	name   string // and version, for the Server header
-	logger *slog.Logger
-	told   func(method, pattern string, status int, took time.Duration)
+	mux     *http.ServeMux
+	name    string // and version, for the Server header
+	logger  *slog.Logger
+	builder Builder
+	told    func(method, pattern string, status int, took time.Duration)
 }
 
 // handler answers one route. An error that it returns before anything was written becomes the answer.
@@ -63,7 +64,7 @@ func New(cfg Config) http.Handler {
 	if cfg.Answered == nil {
 		cfg.Answered = func(string, string, int, time.Duration) {}
 	}
-	s := &server{mux: http.NewServeMux(), logger: cfg.Logger, told: cfg.Answered}
+	s := &server{mux: http.NewServeMux(), logger: cfg.Logger, builder: cfg.Builder, told: cfg.Answered}
 	s.name = "Sampan/" + cfg.Host.Info().Version + " (" + runtime.GOOS + ")"
 	for _, r := range routes(cfg) {
 		s.mux.HandleFunc(r.method+" "+r.pattern, s.adapt(r))
@@ -111,6 +112,13 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Ostype", runtime.GOOS)
 
 	res := &response{ResponseWriter: w}
+	if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+		// BuildKit's protocol, spoken to the API itself; older clients ask for a tunnel at /grpc.
+		if err := s.builder.Forward(w, r); err != nil {
+			s.fail(res, r, maxVersion, err)
+		}
+		return
+	}
 	version, rest, err := splitVersion(r.URL.EscapedPath())
 	if err != nil {
 		s.fail(res, r, version, err)
