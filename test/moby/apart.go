@@ -14,6 +14,10 @@ var apart = map[string]string{
 	"image.TestSaveAndLoadPlatform":            hub,
 	"image.TestSearchContentType":              hub,
 	"system.TestDiskUsage":                     ownDaemon,
+	// With -local.
+	"container.TestPIDModeHost":                   "reads /proc/1/ns/pid of the machine, which takes CAP_SYS_PTRACE",
+	"container.TestStatsNetworkStats":             "runs the machine's ping",
+	"image.TestImagePullStoredDigestForOtherRepo": "starts a registry's program",
 
 	"DockerCLIRunSuite.TestDevicePermissions":                     "it wants the host's /dev/fuse to be open to everybody, which udev does",
 	"DockerCLIRunSuite.TestRunInvalidCpusetMemsFlagValue":         "it reads what is known of the daemon's own machine only, and falls over nil",

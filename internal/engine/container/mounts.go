@@ -27,11 +27,15 @@ type plannedMount struct {
 	Fresh        bool   // not yet filled from the image
 	NoCopy       bool
 	NonRecursive bool
-	CreateSource bool
-	Subpath      string
-	TmpfsOptions string
-	Hidden       bool   // made by --tmpfs, which inspect shows in HostConfig.Tmpfs only
-	Rootfs       string // image: the name its snapshot is held under
+	// WritableInside leaves mounts inside a read-only bind as they are.
+	WritableInside bool
+	// AnyPropagation says that nobody asked for the propagation: another will do where the host cannot.
+	AnyPropagation bool
+	CreateSource   bool
+	Subpath        string
+	TmpfsOptions   string
+	Hidden         bool   // made by --tmpfs, which inspect shows in HostConfig.Tmpfs only
+	Rootfs         string // image: the name its snapshot is held under
 }
 
 // planMounts decides a new container's mounts, creating and acquiring its volumes; u takes that back.
@@ -47,6 +51,9 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 	given := map[string]bool{}
 	for _, mt := range cfg.Host.Mounts {
 		p, err := planMount(mt)
+		if err == nil {
+			err = m.overOwnFolders(&p, mt.Propagation)
+		}
 		if err != nil {
 			return err
 		}
@@ -170,6 +177,33 @@ func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) err
 	return nil
 }
 
+// overOwnFolders sees to binds of folders in which this daemon mounts the root file systems and volumes of containers: the
+// end of such a mount must reach the container that sees it, or it would hold it for ever.
+func (m *Manager) overOwnFolders(p *plannedMount, asked string) error {
+	if p.Type != MountBind {
+		return nil
+	}
+	for _, own := range []string{filepath.Dir(m.Root), m.ExecRoot} {
+		if !within(p.Source, own) && !within(own, p.Source) {
+			continue
+		}
+		switch asked {
+		case "":
+			p.Propagation, p.AnyPropagation = "rslave", true
+		case "rslave", "rshared":
+		default:
+			return fault.New(fault.InvalidArgument, `invalid mount config: must use either propagation mode "rslave" or "rshared" when mount source is within the daemon root, daemon root: %q, bind mount source: %q, propagation: %q`,
+				own, p.Source, asked)
+		}
+	}
+	return nil
+}
+
+// within reports whether a path is a folder or lies in it.
+func within(path, folder string) bool {
+	return path == folder || strings.HasPrefix(path, strings.TrimSuffix(folder, "/")+"/")
+}
+
 // planMount checks one mount that was asked for.
 func planMount(mt Mount) (plannedMount, error) {
 	dst, err := cleanTarget(mt.Target)
@@ -195,6 +229,17 @@ func planMount(mt Mount) (plannedMount, error) {
 		if _, err := os.Stat(p.Source); errors.Is(err, fs.ErrNotExist) && !mt.CreateMountpoint {
 			return bad("bind source path does not exist: %s", p.Source)
 		}
+		switch {
+		case !mt.ReadOnly && mt.ReadOnlyNonRecursive:
+			return bad("mount options conflict: !ReadOnly && BindOptions.ReadOnlyNonRecursive")
+		case !mt.ReadOnly && mt.ReadOnlyForceRecursive:
+			return bad("mount options conflict: !ReadOnly && BindOptions.ReadOnlyForceRecursive")
+		case mt.ReadOnlyNonRecursive && mt.ReadOnlyForceRecursive:
+			return bad("mount options conflict: BindOptions.ReadOnlyNonRecursive && BindOptions.ReadOnlyForceRecursive")
+		case mt.ReadOnlyForceRecursive && mt.Propagation != "rprivate":
+			return bad("mount options conflict: BindOptions.ReadOnlyForceRecursive needs BindOptions.Propagation rprivate")
+		}
+		p.WritableInside = mt.ReadOnlyNonRecursive
 		p.CreateSource = mt.CreateMountpoint
 		p.Propagation = cmp.Or(mt.Propagation, "rprivate")
 		if !slices.Contains([]string{"private", "rprivate", "shared", "rshared", "slave", "rslave"}, p.Propagation) {
@@ -208,6 +253,7 @@ func planMount(mt Mount) (plannedMount, error) {
 			return bad("must not set Subpath when using anonymous volumes")
 		}
 		p.Source = ""
+		p.Mode = cmp.Or(p.Mode, "z") // as Docker shows it
 		p.Fresh = !mt.NoCopy
 	case MountTmpfs:
 		if mt.Source != "" {

@@ -247,8 +247,15 @@ func specMount(p plannedMount, source string) (m specs.Mount, shared string, err
 	if p.NonRecursive {
 		opts[0] = "bind"
 	}
-	if !p.RW {
+	switch {
+	case p.RW:
+	case p.WritableInside:
+		opts = append(opts, "ro")
+	default:
 		opts = append(opts, "rro")
+	}
+	if p.AnyPropagation && wantPropagation(source, "shared:", "master:") != nil {
+		p.Propagation = "rprivate"
 	}
 	switch p.Propagation {
 	case "shared", "rshared":

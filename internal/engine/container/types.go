@@ -180,22 +180,24 @@ const (
 
 // Mount asks for a mount.
 type Mount struct {
-	Type             MountType
-	Source           string
-	Target           string
-	ReadOnly         bool
-	Mode             string // the option string of a bind ("z,ro"), for inspect
-	Propagation      string // bind
-	NonRecursive     bool   // bind
-	CreateMountpoint bool   // bind: make the source when missing (-v does, --mount does not)
-	NoCopy           bool   // volume
-	Subpath          string // volume, image
-	Labels           map[string]string
-	Driver           string
-	DriverOpts       map[string]string
-	TmpfsSize        int64
-	TmpfsMode        uint32
-	TmpfsOptions     [][]string
+	Type         MountType
+	Source       string
+	Target       string
+	ReadOnly     bool
+	Mode         string // the option string of a bind ("z,ro"), for inspect
+	Propagation  string // bind
+	NonRecursive bool   // bind
+	// ReadOnlyNonRecursive leaves mounts inside a read-only bind writable; ReadOnlyForceRecursive insists on the default.
+	ReadOnlyNonRecursive, ReadOnlyForceRecursive bool
+	CreateMountpoint                             bool   // bind: make the source when missing (-v does, --mount does not)
+	NoCopy                                       bool   // volume
+	Subpath                                      string // volume, image
+	Labels                                       map[string]string
+	Driver                                       string
+	DriverOpts                                   map[string]string
+	TmpfsSize                                    int64
+	TmpfsMode                                    uint32
+	TmpfsOptions                                 [][]string
 	// FromSpec is true for --mount and false for -v, which inspect shows in different places.
 	FromSpec bool
 }

@@ -55,8 +55,8 @@ func containerConfig(body createBody, name string, version apiVersion) (containe
 	if host.NetworkMode == "" || host.NetworkMode.IsDefault() {
 		host.NetworkMode = network.NameBridge
 	}
-	if version < 1040 && host.IpcMode.IsEmpty() {
-		host.IpcMode = apicontainer.IPCModeShareable
+	if err := olderHostConfig(host, nets, version); err != nil {
+		return container.Config{}, nil, err
 	}
 	if err := checkHostConfig(in, host); err != nil {
 		return container.Config{}, nil, err
@@ -92,6 +92,12 @@ func containerConfig(body createBody, name string, version apiVersion) (containe
 	}
 	if cfg.Host, err = hostConfig(host); err != nil {
 		return cfg, nil, err
+	}
+	if version < 1044 { // read-only binds were not recursive
+		for i := range cfg.Host.Mounts {
+			m := &cfg.Host.Mounts[i]
+			m.ReadOnlyNonRecursive = m.Type == container.MountBind && m.ReadOnly
+		}
 	}
 	cfg.Host.Resources.PidsLimit = max(cfg.Host.Resources.PidsLimit, 0) // a new container has no limit to take away
 	for _, b := range cfg.Host.Ports {
@@ -383,6 +389,7 @@ func mountOf(in mount.Mount) (container.Mount, error) {
 				return bad("invalid propagation mode: %s", o.Propagation)
 			}
 			m.Propagation, m.NonRecursive, m.CreateMountpoint = string(o.Propagation), o.NonRecursive, o.CreateMountpoint
+			m.ReadOnlyNonRecursive, m.ReadOnlyForceRecursive = o.ReadOnlyNonRecursive, o.ReadOnlyForceRecursive
 		}
 	case mount.TypeVolume:
 		if in.Source != "" && !volumeName.MatchString(in.Source) {

@@ -269,8 +269,10 @@ func wireMount(m container.Mount) mount.Mount {
 	out := mount.Mount{Type: mount.Type(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
 	switch m.Type {
 	case container.MountBind:
-		if m.Propagation != "" || m.NonRecursive || m.CreateMountpoint {
-			out.BindOptions = &mount.BindOptions{Propagation: mount.Propagation(m.Propagation), NonRecursive: m.NonRecursive, CreateMountpoint: m.CreateMountpoint}
+		o := mount.BindOptions{Propagation: mount.Propagation(m.Propagation), NonRecursive: m.NonRecursive, CreateMountpoint: m.CreateMountpoint,
+			ReadOnlyNonRecursive: m.ReadOnlyNonRecursive, ReadOnlyForceRecursive: m.ReadOnlyForceRecursive}
+		if o != (mount.BindOptions{}) {
+			out.BindOptions = &o
 		}
 	case container.MountVolume:
 		if m.NoCopy || m.Labels != nil || m.Subpath != "" || m.Driver != "" {

@@ -49,6 +49,9 @@ func (a *containerAPI) list(w *response, r *request) error {
 		}
 		s := summary(c, now())
 		s.Names = append(s.Names, links[c.ID]...)
+		if r.version >= 1048 {
+			s.ImageManifestDescriptor = a.manifestOf(r, c)
+		}
 		s.Image = a.imageName(r.Context(), c, images)
 		if r.flag("size") {
 			if s.SizeRw, s.SizeRootFs, err = a.backend.Size(r.Context(), c.ID); err != nil && !fault.Is(err, fault.NotFound) {

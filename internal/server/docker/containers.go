@@ -28,6 +28,7 @@ func (a *containerAPI) routes() []route {
 		{method: "POST", pattern: "/containers/create", serve: a.create},
 		{method: "POST", pattern: "/containers/prune", serve: a.prune, since: 1025},
 		{method: "GET", pattern: "/containers/{id}/json", serve: a.inspect},
+		{method: "GET", pattern: "/containers/{id}/{alias}/json", serve: a.inspectLink},
 		{method: "GET", pattern: "/containers/{id}/top", serve: a.top},
 		{method: "GET", pattern: "/containers/{id}/stats", serve: a.stats},
 		{method: "GET", pattern: "/containers/{id}/changes", serve: a.changes},
@@ -170,6 +171,12 @@ func (a *containerAPI) resize(w *response, r *request) error {
 
 func (a *containerAPI) remove(w *response, r *request) error {
 	return noContent(w, a.backend.Remove(r.Context(), r.PathValue("id"), r.flag("force"), r.flag("v"), r.flag("link")))
+}
+
+// inspectLink inspects the container that {id} links to as {alias}.
+func (a *containerAPI) inspectLink(w *response, r *request) error {
+	r.SetPathValue("id", r.PathValue("id")+"/"+r.PathValue("alias"))
+	return a.inspect(w, r)
 }
 
 // removeLink removes the link that {id} has to another container as {alias}.
