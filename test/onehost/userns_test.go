@@ -20,8 +20,41 @@ import (
 func remapped(t *testing.T, args ...string) (*testhost.Lab, *testhost.Host) {
 	t.Helper()
 	t.Parallel()
+	text, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var major, minor int
+	if _, err := fmt.Sscanf(string(text), "%d.%d", &major, &minor); err == nil && (major < 5 || major == 5 && minor < 19) {
+		refusedWithoutShiftedMounts(t, args...)
+		t.Skip("user namespaces for containers need Linux 5.19; on this kernel sampand says so")
+	}
 	l := New(t, 1, args...)
 	return l, l.Hosts[0]
+}
+
+// refusedWithoutShiftedMounts: a daemon that cannot do what it is asked for says what that takes, and does not start.
+func refusedWithoutShiftedMounts(t *testing.T, args ...string) {
+	t.Helper()
+	RequireRoot(t)
+	l, err := testhost.NewLab(t.Context(), 1, testhost.Options{Binaries: os.Getenv("SAMPAN_BIN"), Args: args})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close(t.Context())
+	h := l.Hosts[0]
+	if err := h.Launch(); err != nil {
+		t.Fatal(err)
+	}
+	Eventually(t, 30*time.Second, "the daemon's word on what it takes", func(context.Context) error {
+		if text := h.LogTail(5); !strings.Contains(text, "5.19") {
+			return errors.New(text)
+		}
+		return nil
+	})
+	if _, err := os.Stat(h.Socket); err == nil {
+		t.Error("the daemon serves nevertheless")
+	}
 }
 
 // owner is the user that the first process of a container is on the host.
