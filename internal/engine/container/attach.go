@@ -16,8 +16,11 @@ type attachStream struct {
 	m      *Manager
 	c      *ctr
 	opts   AttachOptions
-	replay LogReader       // what was printed before, until it is read
-	after  <-chan struct{} // exec: the end is told when its exit code is known
+	replay LogReader // what was printed before, until it is read
+	// after is closed when what follows the process' end is done, and its exit code is known; the end of the output is
+	// told then, as that is when clients ask. nil: it is told at once. It is set when began is closed; nil: it is set.
+	after <-chan struct{}
+	began chan struct{}
 
 	ready chan struct{} // closed when ks or err is set
 	once  sync.Once
@@ -63,18 +66,27 @@ func (s *attachStream) Next() (StdStream, []byte, error) {
 	for {
 		stream, b, err := s.ks.Read()
 		if err != nil {
-			if errors.Is(err, io.EOF) && s.after != nil {
-				select {
-				case <-s.after:
-				case <-s.closed:
-				case <-s.m.ctx.Done():
-				}
+			if errors.Is(err, io.EOF) {
+				s.pause(s.began)
+				s.pause(s.after)
 			}
 			return 0, nil, err
 		}
 		if len(b) > 0 {
 			return StdStream(stream), b, nil
 		}
+	}
+}
+
+// pause waits for done, if there is one, as long as anybody listens.
+func (s *attachStream) pause(done <-chan struct{}) {
+	if done == nil {
+		return
+	}
+	select {
+	case <-done:
+	case <-s.closed:
+	case <-s.m.ctx.Done():
 	}
 }
 
@@ -143,8 +155,12 @@ func (m *Manager) Attach(ctx context.Context, id string, o AttachOptions) (Strea
 		if err != nil {
 			return nil, errorf("attaching to container %s: %w", id, err)
 		}
+		if c.run != nil {
+			s.after = c.run.ended
+		}
 		s.connected(ks, nil)
 	default:
+		s.began = make(chan struct{})
 		c.pending = slices.DeleteFunc(c.pending, func(p *attachStream) bool { return p.isClosed() })
 		c.pending = append(c.pending, s)
 	}
@@ -183,8 +199,21 @@ func (m *Manager) connectPending(ctx context.Context, c *ctr) error {
 			return errorf("attaching to container %s: %w", short(c.id), err)
 		}
 		s.connected(ks, nil)
+		c.starting = append(c.starting, s)
 	}
 	return nil
+}
+
+// attachedToRun tells those who attached before the start of which run they see the output; nil: of none, as the start
+// has failed. The caller holds c.mu.
+func (c *ctr) attachedToRun(r *run) {
+	for _, s := range c.starting {
+		if r != nil {
+			s.after = r.ended
+		}
+		close(s.began)
+	}
+	c.starting = nil
 }
 
 // dropPending ends the streams that wait for a start which failed or will not come. The caller holds c.mu.
@@ -193,6 +222,7 @@ func (c *ctr) dropPending(error) {
 		s.connected(nil, io.EOF)
 	}
 	c.pending = nil
+	c.attachedToRun(nil)
 }
 
 // Resize sets the size of a running container's terminal.

@@ -357,6 +357,48 @@ func TestFilesOfAStoppedContainer(t *testing.T) {
 	}
 }
 
+// TestOutputEndsWhenTheEndIsHandled: who has read all output finds the exit code and the networks given up, also where it
+// attached before the start.
+func TestOutputEndsWhenTheEndIsHandled(t *testing.T) {
+	b := newBed(t)
+	release := make(chan struct{})
+	b.networks.detaching = func(string) { <-release }
+	for _, when := range []string{"before the start", "while it runs"} {
+		id := b.create(Config{OpenStdin: true, StdinOnce: true}, "cat")
+		if when != "before the start" {
+			b.start(id)
+		}
+		s, err := b.m.Attach(t.Context(), id, AttachOptions{Stdin: true, Stdout: true, Stderr: true, Stream: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if when == "before the start" {
+			b.start(id)
+		}
+		if _, err := s.Write([]byte("text")); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		if _, text, err := s.Next(); string(text) != "text" || err != nil {
+			t.Errorf("%s: %q %v", when, text, err)
+		}
+		ended := make(chan State, 1)
+		go func() {
+			_, _, _ = s.Next()
+			c, _ := b.m.Get(id)
+			ended <- c.State
+		}()
+		release <- struct{}{} // its networks are given up only now
+		if st := <-ended; st.Status != StatusExited {
+			t.Errorf("%s: the output ended while the container was %s", when, st.Status)
+		}
+		_ = s.Close()
+	}
+	b.networks.detaching = nil
+}
+
 // TestBareNamesAreNotSet: -e NAME of a name that the client's environment lacks takes it away from the process.
 func TestBareNamesAreNotSet(t *testing.T) {
 	b := newBed(t)

@@ -41,8 +41,10 @@ type ctr struct {
 	mu      sync.Mutex
 	rec     record
 	pending []*attachStream // attached before the start
-	restart backoff
-	run     *run // of the running process, nil when there is none
+	// starting are those of pending that a start under way has connected.
+	starting []*attachStream
+	restart  backoff
+	run      *run // of the running process, nil when there is none
 	// What takes the log to a collector, for log drivers that have one: the connection made for the run that is about to
 	// start, and the sending of the newest run's log.
 	sink     ship.Sink

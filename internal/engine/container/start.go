@@ -175,6 +175,7 @@ func (m *Manager) running(c *ctr, st keeper.Status) {
 // begin makes what lives as long as the run. The caller holds c.mu.
 func (c *ctr) begin() {
 	c.run = &run{ended: make(chan struct{}), stopHealth: func() {}}
+	c.attachedToRun(c.run)
 	var ended <-chan struct{} = c.run.ended
 	c.ended.Store(&ended)
 }
@@ -237,7 +238,11 @@ func (m *Manager) attachNetwork(ctx context.Context, c Container, seed string) (
 	if strings.HasPrefix(c.Config.Host.NetworkMode, "container:") {
 		return Attachment{}, nil
 	}
-	return m.Networks.Attach(ctx, c, seed)
+	a, err := m.Networks.Attach(ctx, c, seed)
+	if err != nil {
+		return a, errorf("failed to set up container networking: %w", err)
+	}
+	return a, nil
 }
 
 func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.Stack) error {
