@@ -18,6 +18,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
 // found is an image of an archive.
@@ -75,6 +76,9 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 		}
 		if err != nil {
 			return out, archiveError(err)
+		}
+		if err := failpoint.Hit("engine/image.load.before-name"); err != nil {
+			return out, err
 		}
 		if err := s.setNames(ctx, img.ID, f.target, f.names...); err != nil {
 			return out, err

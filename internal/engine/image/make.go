@@ -22,6 +22,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
 // writeBlob stores b under its digest.
@@ -96,6 +97,9 @@ func (s *Store) build(ctx context.Context, c configFile, layers []ocispec.Descri
 	}
 	img, err := s.adopt(ctx, target, nil)
 	if err != nil {
+		return Image{}, err
+	}
+	if err := failpoint.Hit("engine/image.build.before-name"); err != nil {
 		return Image{}, err
 	}
 	if err := s.setNames(ctx, img.ID, target, names...); err != nil {

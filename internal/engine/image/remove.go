@@ -8,6 +8,7 @@ import (
 	"github.com/distribution/reference"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
 // RunningPrefix may go before a container's ID in what an inUse function returns, to say that the container runs: its
@@ -141,6 +142,9 @@ func (s *Store) deleteImage(ctx context.Context, img *Image) (out []Removed, fre
 	})
 	freed = s.sumUsage(ctx, there)
 	if err := s.dropNames(ctx, img, s.namesOf(img.ID), false); err != nil {
+		return nil, 0, err
+	}
+	if err := failpoint.Hit("engine/image.remove.before-collection"); err != nil {
 		return nil, 0, err
 	}
 	for _, c := range slices.Backward(there) {

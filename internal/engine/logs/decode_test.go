@@ -96,7 +96,7 @@ func TestLinesStay(t *testing.T) {
 
 func BenchmarkRead(b *testing.B) {
 	path := filepath.Join(b.TempDir(), "log")
-	line := `{"log":"` + strings.Repeat("all work and no play ", 5) + `\n","stream":"stdout","time":"2026-01-02T03:04:05.123456789Z"}` + "\n"
+	line := `{"log":"` + `2026-01-02T03:04:05.678Z INFO order=00012345 customer=977 item=\"paper boat, large\" state=paid took=12ms\n","stream":"stdout","time":"2026-01-02T03:04:05.123456789Z"}` + "\n"
 	if err := os.WriteFile(path, bytes.Repeat([]byte(line), 200_000), 0o600); err != nil {
 		b.Fatal(err)
 	}
