@@ -100,8 +100,17 @@ func (m *Manager) findExec(id string) (*execution, error) {
 	return e, nil
 }
 
-// ExecStart runs an exec and returns its streams unless detached. tty replaces the configuration's: clients say it again.
-func (m *Manager) ExecStart(ctx context.Context, execID string, detach, tty bool, size [2]uint16) (Stream, error) {
+// ExecStartOptions say how an exec is started.
+type ExecStartOptions struct {
+	Detach bool
+	Size   [2]uint16 // of the terminal, rows and columns; zero: as the exec was made
+	// Ready is called when nothing but the process itself can still fail, before it is made: a client is told that its
+	// stream begins before the first byte is there. The exec does not start if it fails. It may be nil.
+	Ready func() error
+}
+
+// ExecStart runs an exec and returns its streams unless detached.
+func (m *Manager) ExecStart(ctx context.Context, execID string, o ExecStartOptions) (Stream, error) {
 	e, err := m.findExec(execID)
 	if err != nil {
 		return nil, err
@@ -110,13 +119,13 @@ func (m *Manager) ExecStart(ctx context.Context, execID string, detach, tty bool
 	if err := canExec(&snap, snap.ID); err != nil {
 		return nil, err
 	}
-	if size == [2]uint16{} {
-		size = e.cfg.ConsoleSize
+	if o.Size == [2]uint16{} {
+		o.Size = e.cfg.ConsoleSize
 	}
-	if err := m.startExec(ctx, e, &snap, size); err != nil {
+	if err := m.startExec(ctx, e, &snap, o); err != nil {
 		return nil, err
 	}
-	if detach {
+	if o.Detach {
 		return nil, nil
 	}
 	return m.attachExec(ctx, e)
@@ -134,7 +143,7 @@ func (m *Manager) attachExec(ctx context.Context, e *execution) (*attachStream, 
 	return s, nil
 }
 
-func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, size [2]uint16) error {
+func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o ExecStartOptions) error {
 	e.mu.Lock()
 	switch {
 	case e.running:
@@ -147,7 +156,13 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, siz
 	e.started, e.running = true, true
 	e.mu.Unlock()
 
-	st, err := m.runExec(ctx, e, c, size)
+	if o.Ready != nil {
+		if err := o.Ready(); err != nil {
+			e.ended(startFailed)
+			return err
+		}
+	}
+	st, err := m.runExec(ctx, e, c, o.Size)
 	if err != nil {
 		code := startExitCode(err)
 		if code == startFailed { // a shell's word for "found and not run"

@@ -167,7 +167,7 @@ func (m *Manager) runProbe(ctx context.Context, c *ctr, h *Health) (int, string,
 
 	startCtx, cancel := context.WithTimeout(ctx, probeStartLimit)
 	defer cancel()
-	if err := m.startExec(startCtx, e, &snap, [2]uint16{}); err != nil {
+	if err := m.startExec(startCtx, e, &snap, ExecStartOptions{}); err != nil {
 		return 0, "", err
 	}
 	s, err := m.attachExec(startCtx, e)

@@ -30,7 +30,7 @@ func (b *bed) exec(id string, cfg ExecConfig) (string, string, int) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
-	s, err := b.m.ExecStart(b.t.Context(), e, false, cfg.Tty, [2]uint16{})
+	s, err := b.m.ExecStart(b.t.Context(), e, ExecStartOptions{})
 	if err != nil {
 		b.t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestExec(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := b.m.ExecStart(t.Context(), e, false, false, [2]uint16{})
+	s, err := b.m.ExecStart(t.Context(), e, ExecStartOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,14 +92,14 @@ func TestExec(t *testing.T) {
 	if out, _ := readAll(t, s); out != "through" {
 		t.Errorf("cat gave %q", out)
 	}
-	if _, err := b.m.ExecStart(t.Context(), e, false, false, [2]uint16{}); !fault.Is(err, fault.Conflict) {
+	if _, err := b.m.ExecStart(t.Context(), e, ExecStartOptions{}); !fault.Is(err, fault.Conflict) {
 		t.Errorf("second start: %v", err)
 	}
 	e, err = b.m.ExecCreate(t.Context(), id, ExecConfig{Cmd: []string{"nosuch"}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := b.m.ExecStart(t.Context(), e, false, false, [2]uint16{}); err == nil || !strings.Contains(err.Error(), "executable file not found") {
+	if _, err := b.m.ExecStart(t.Context(), e, ExecStartOptions{}); err == nil || !strings.Contains(err.Error(), "executable file not found") {
 		t.Errorf("missing program: %v", err)
 	}
 	if x, _ := b.m.ExecGet(e); x.ExitCode == nil || *x.ExitCode != 127 {
@@ -438,7 +438,7 @@ func TestExecsThatWereNeverStarted(t *testing.T) {
 	}
 	b.wait(id, "not-running")
 	b.start(id)
-	if _, err := b.m.ExecStart(t.Context(), e, true, false, [2]uint16{}); !fault.Is(err, fault.NotFound) {
+	if _, err := b.m.ExecStart(t.Context(), e, ExecStartOptions{Detach: true}); !fault.Is(err, fault.NotFound) {
 		t.Errorf("after the run: %v", err)
 	}
 }

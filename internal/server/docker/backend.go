@@ -57,7 +57,7 @@ type Containers interface {
 
 	ExecCreate(ctx context.Context, id string, cfg container.ExecConfig) (execID string, err error)
 	// ExecStart returns the streams unless detached; the exec runs on when they are closed.
-	ExecStart(ctx context.Context, execID string, detach, tty bool, size [2]uint16) (container.Stream, error)
+	ExecStart(ctx context.Context, execID string, o container.ExecStartOptions) (container.Stream, error)
 	ExecResize(ctx context.Context, execID string, rows, cols uint16) error
 	ExecGet(execID string) (container.Exec, error)
 }

@@ -446,7 +446,7 @@ func TestExec(t *testing.T) {
 	if out, err := io.ReadAll(res.Reader); err != nil || string(out) != "HELLOhellobye" {
 		t.Errorf("%q %v", out, err)
 	}
-	if notes := l.containers.notes(); !strings.Contains(notes, "tty=true size=[25 81]") {
+	if notes := l.containers.notes(); !strings.Contains(notes, "detach=false size=[25 81]") {
 		t.Errorf("%s", notes)
 	}
 	// How output is sent is said at the start, whatever terminal the process has.
@@ -498,6 +498,29 @@ func TestExecThatCannotStart(t *testing.T) {
 	}
 	if _, err := c.ExecStart(ctx, e.ID, client.ExecStartOptions{Detach: true}); !cerrdefs.IsInvalidArgument(err) {
 		t.Errorf("detached: %v", err)
+	}
+}
+
+// TestExecBeginsAfterTheAnswer: clients that read the answer's head through a buffer lose what comes along with it, so
+// the head is sent before the process is made.
+func TestExecBeginsAfterTheAnswer(t *testing.T) {
+	l := newLab(t)
+	l.containers.add(container.Container{ID: "abc", Config: container.Config{Name: "web"}, State: container.State{Running: true}})
+	l.containers.execGate = make(chan struct{})
+	c, ctx := l.client(t), t.Context()
+	e, err := c.ExecCreate(ctx, "web", client.ExecCreateOptions{Cmd: []string{"x"}, AttachStdin: true, AttachStdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := c.ExecAttach(ctx, e.ID, client.ExecAttachOptions{}) // returns when it has read the head
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Close()
+	close(l.containers.execGate)
+	_ = res.CloseWrite()
+	if _, err := stdcopy.StdCopy(io.Discard, io.Discard, res.Reader); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -74,25 +74,26 @@ func (a *execAPI) start(w *response, r *request) error {
 	}
 	// Whether the process has a terminal was said when the exec was made; how its output is sent is said now.
 	raw := body.Tty
-	stream, err := a.backend.ExecStart(r.Context(), id, body.Detach, tty, size)
 	if body.Detach {
+		_, err := a.backend.ExecStart(r.Context(), id, container.ExecStartOptions{Detach: true, Size: size})
 		return ok(w, err)
 	}
-	if kind := fault.KindOf(err); err != nil && (kind == fault.NotFound || kind == fault.Conflict) {
+	// The client is told that the stream begins before the process is made: some read what comes along with the answer's
+	// head into a buffer that they do not look into again.
+	var conn *hijacked
+	stream, err := a.backend.ExecStart(r.Context(), id, container.ExecStartOptions{Size: size, Ready: func() (err error) {
+		conn, err = hijack(w, r, !raw)
 		return err
-	}
-	if err == nil {
-		defer stream.Close()
-	}
-	conn, herr := hijack(w, r, !raw)
-	if herr != nil {
-		return herr
+	}})
+	if conn == nil {
+		return err
 	}
 	if err != nil {
 		// Clients learn from the exec's exit code that it did not start, and print the stream for the reason.
 		_ = a.printFailure(conn, err, raw)
 		return nil
 	}
+	defer stream.Close()
 	p := pump{logger: a.logger, stream: stream, tty: tty, raw: raw, stdin: e.Config.AttachStdin}
 	if tty {
 		if p.keys, err = parseDetachKeys(e.Config.DetachKeys); err != nil {

@@ -31,6 +31,7 @@ type fakeContainers struct {
 	attached container.AttachOptions
 	copied   []byte
 	execErr  error
+	execGate chan struct{} // the process of an exec is made when it is closed
 	panics   bool
 }
 
@@ -333,8 +334,19 @@ func (f *fakeContainers) ExecCreate(_ context.Context, id string, cfg container.
 	f.execs[eid] = &container.Exec{ID: eid, ContainerID: c.ID, Config: cfg}
 	return eid, nil
 }
-func (f *fakeContainers) ExecStart(_ context.Context, id string, detach, tty bool, size [2]uint16) (container.Stream, error) {
-	f.note("exec start detach=%v tty=%v size=%v", detach, tty, size)
+func (f *fakeContainers) ExecStart(_ context.Context, id string, o container.ExecStartOptions) (container.Stream, error) {
+	f.note("exec start detach=%v size=%v", o.Detach, o.Size)
+	if kind := fault.KindOf(f.execErr); f.execErr != nil && (kind == fault.NotFound || kind == fault.Conflict) {
+		return nil, f.execErr
+	}
+	if o.Ready != nil {
+		if err := o.Ready(); err != nil {
+			return nil, err
+		}
+	}
+	if f.execGate != nil {
+		<-f.execGate
+	}
 	if f.execErr != nil {
 		return nil, f.execErr
 	}
