@@ -10,6 +10,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/network/ipam"
+	"github.com/sampan-cloud/sampan/internal/sys/link"
 )
 
 // All of this file is called with Manager.mu held.
@@ -20,7 +21,7 @@ func (m *Manager) takeSubnet(n *Network, r ipam.Request, v6 bool) error {
 	n.limit(&r, v6)
 	if !r.Subnet.IsValid() {
 		var err error
-		if avoid, err = m.routed(); err != nil {
+		if avoid, err = m.routed(n.Link); err != nil {
 			return err
 		}
 	}
@@ -50,15 +51,20 @@ func (m *Manager) giveSubnets(n *Network) {
 	}
 }
 
-// routed are the prefixes that the host has routes to: a subnet that is chosen for a user must not hide them.
-func (m *Manager) routed() ([]netip.Prefix, error) {
+// routed are the prefixes that the host has routes to: a subnet that is chosen for a user must not hide them. Those by the
+// network's own bridge, which a daemon with another data root has left, are its own.
+func (m *Manager) routed(own string) ([]netip.Prefix, error) {
+	index, err := link.Index(m.nl, own)
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return nil, err
+	}
 	routes, err := m.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("list the host's routes: %w", err)
 	}
 	var out []netip.Prefix
 	for _, r := range routes {
-		if r.Dst == nil {
+		if r.Dst == nil || index != 0 && r.LinkIndex == index {
 			continue
 		}
 		a, ok := netip.AddrFromSlice(r.Dst.IP)
@@ -71,9 +77,12 @@ func (m *Manager) routed() ([]netip.Prefix, error) {
 }
 
 // allocate gives an endpoint addresses of a network of this host.
-func (m *Manager) allocate(n *Network, j *joined, es EndpointSpec) error {
+func (m *Manager) allocate(n *Network, j *joined, es EndpointSpec, no6 bool) error {
 	want4, want6 := es.IPv4.Unmap(), es.IPv6
 	for _, c := range n.Subnets {
+		if no6 && c.Subnet.Addr().Is6() {
+			continue
+		}
 		s := m.space.Subnet(n.ID, c.Subnet)
 		if s == nil {
 			return fault.New(fault.Internal, "network %s: subnet %s is not in the books", n.Spec.Name, c.Subnet)

@@ -81,7 +81,10 @@ func (d *bridgeDriver) create(n *Network) error {
 	u := undo.New()
 	defer func() { _ = u.Run() }()
 	made, err := d.ensure(n)
-	n.Foreign = !made
+	n.Foreign = !made && n.Link != defaultBridge
+	if err == nil && !made && n.Link == defaultBridge {
+		err = d.forgetAddresses(n)
+	}
 	if made {
 		u.Add(func() error { return link.Del(d.nl, n.Link) })
 	}
@@ -143,6 +146,31 @@ func (d *bridgeDriver) ensure(n *Network) (made bool, err error) {
 		}
 	}
 	return made, link.Up(d.nl, n.Link)
+}
+
+// forgetAddresses takes those away from the default bridge that another daemon's configuration gave it. What the kernel
+// has made by itself is as the kernel makes it anew.
+func (d *bridgeDriver) forgetAddresses(n *Network) error {
+	l, err := link.Get(d.nl, n.Link)
+	if err != nil {
+		return err
+	}
+	have, err := addresses(d.nl, l)
+	if err != nil {
+		return err
+	}
+	for _, c := range n.Subnets {
+		delete(have, netip.PrefixFrom(n.hostAddress(c), c.Subnet.Bits()))
+	}
+	for p := range have {
+		if p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() && p.Bits() == 64 {
+			continue
+		}
+		if err := link.DelAddr(d.nl, l.Attrs().Index, p); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settings are the kernel's for a bridge.

@@ -131,7 +131,7 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	if n.Scope == ScopeSwarm {
 		err = j.given(n, es)
 	} else {
-		err = m.allocate(n, j, es)
+		err = m.allocate(n, j, es, sb.without6(es))
 	}
 	if err != nil {
 		return nil, nil, err
@@ -152,6 +152,19 @@ func (m *Manager) enlist(sb *sandbox, es EndpointSpec) (*joined, *Network, error
 	}
 	copied := *n
 	return j, &copied, nil
+}
+
+// without6 reports whether the kernel settings that were asked for turn IPv6 off, for the sandbox or for an endpoint: it
+// then has no IPv6 address, and no name leads to one.
+func (s *sandbox) without6(es EndpointSpec) bool {
+	for _, which := range []string{"all", "default"} {
+		if s.Spec.Sysctls["net.ipv6.conf."+which+".disable_ipv6"] == "1" {
+			return true
+		}
+	}
+	return slices.ContainsFunc(strings.Split(es.DriverOpts[optSysctls], ","), func(kv string) bool {
+		return strings.EqualFold(kv, "net.ipv6.conf.IFNAME.disable_ipv6=1")
+	})
 }
 
 // hardwareAddress is that of an endpoint which asks for none: made from its address, so that neighbours who remember one

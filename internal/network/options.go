@@ -23,6 +23,8 @@ const (
 	optIfacePrefix = "com.docker.network.container_iface_prefix"
 	optSource4     = "com.docker.network.host_ipv4"
 	optSource6     = "com.docker.network.host_ipv6"
+	optTellCount   = "com.docker.network.advertise_addr_nmsgs"
+	optTellEvery   = "com.docker.network.advertise_addr_ms"
 	optEnableIPv4  = "com.docker.network.enable_ipv4"
 	optEnableIPv6  = "com.docker.network.enable_ipv6"
 
@@ -103,6 +105,11 @@ func readBridge(options map[string]string) (bridgeOptions, error) {
 			if o.ifacePrefix = value; len(value) > 12 || strings.ContainsAny(value, "/ :") {
 				err = fault.New(fault.InvalidArgument, "an interface name has at most 15 characters, no slash, colon or space")
 			}
+		case optTellCount, optTellEvery: // an address is announced once, where it has to be; see announcer
+			err = checkTelling(name, value)
+			if err != nil {
+				return o, err
+			}
 		case optMTU:
 			if o.mtu, err = strconv.Atoi(value); err == nil && o.mtu != 0 && (o.mtu < 68 || o.mtu > 65535) {
 				err = fault.New(fault.InvalidArgument, "an MTU is from 68 to 65535")
@@ -113,6 +120,21 @@ func readBridge(options map[string]string) (bridgeOptions, error) {
 		}
 	}
 	return o, nil
+}
+
+func checkTelling(name, value string) error {
+	low, high, unit := 0, 3, "an integer"
+	if name == optTellEvery {
+		low, high, unit = 100, 2000, "integer milliseconds"
+	}
+	v, err := strconv.Atoi(value)
+	switch {
+	case err != nil:
+		return fault.New(fault.InvalidArgument, "value for option %s %q must be %s", name, value, unit)
+	case v < low || v > high:
+		return fault.New(fault.InvalidArgument, "%s must be in the range %d to %d", name, low, high)
+	}
+	return nil
 }
 
 func readMode(s string) (gatewayMode, error) {

@@ -398,9 +398,64 @@ func TestLinkLocalAddresses(t *testing.T) {
 	}
 }
 
+// TestDefaultBridgeOfAnotherDaemon: a daemon with another data root takes the bridge over with its address, and leaves none
+// of those that it had.
+func TestDefaultBridgeOfAnotherDaemon(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, func(c *Config) { c.Bridge.IPv6 = true })
+	first, err := s.m.Get("bridge")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.cfg.DataRoot = t.TempDir()
+	s.restart()
+	second, err := s.m.Get("bridge")
+	if err != nil || second.ID == first.ID || second.Subnets[0].Subnet != first.Subnets[0].Subnet {
+		t.Errorf("%v, %v: the address changes with every daemon", second.Subnets, err)
+	}
+	var got []string
+	s.host.With(func(h *netlink.Handle) error {
+		l, err := link.Get(h, second.Link)
+		if err != nil {
+			return err
+		}
+		have, err := addresses(h, l)
+		for p := range have {
+			if !p.Addr().IsLinkLocalUnicast() {
+				got = append(got, p.String())
+			}
+		}
+		return err
+	})
+	want := []string{netip.PrefixFrom(second.Subnets[0].Gateway, 16).String(), netip.PrefixFrom(second.Subnets[1].Gateway, 64).String()}
+	if slices.Sort(got); !slices.Equal(got, want) {
+		t.Errorf("the bridge has %v, want %v", got, want)
+	}
+}
+
+// TestIPv6TurnedOff: who turns IPv6 off in a container or on an interface has no IPv6 address there, and no name leads to
+// one.
+func TestIPv6TurnedOff(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	n := s.create(dual(Spec{Name: "app"}))
+	whole, one := on("whole", "app"), on("one", "app")
+	whole.Sysctls = map[string]string{"net.ipv6.conf.all.disable_ipv6": "1"}
+	one.Endpoints[0].DriverOpts = map[string]string{optSysctls: "net.ipv6.conf.ifname.disable_ipv6=1"}
+	for _, spec := range []SandboxSpec{whole, one} {
+		b := s.attach(spec)
+		if e := b.Endpoints[0]; e.IPv6.IsValid() || e.Gateway6.IsValid() || !e.IPv4.IsValid() {
+			t.Errorf("%s: %+v", spec.Owner, e)
+		}
+		if addrs := s.names.table.Networks[n.ID].Records[spec.Owner]; !slices.Equal(addrs, []netip.Addr{b.addr(0)}) {
+			t.Errorf("the name %s: %v", spec.Owner, addrs)
+		}
+	}
+}
+
 func TestBadOptions(t *testing.T) {
 	for name, value := range map[string]string{optMode4: "open", optMode6: "", optInhibit4: "perhaps", optHostIP: "here", optSource4: "fd00::1",
-		optSource6: "10.0.0.1", optIfacePrefix: "a/b", optMTU: "70000"} {
+		optSource6: "10.0.0.1", optIfacePrefix: "a/b", optMTU: "70000", optTellCount: "4", optTellEvery: "99"} {
 		if _, err := readBridge(map[string]string{name: value}); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s=%s: %v", name, value, err)
 		}

@@ -238,9 +238,6 @@ func (m *Manager) reservePorts(sb *sandbox, was []BoundPort) error {
 			}
 			addrs, routed := to.addresses(pb.HostIP)
 			var bound []BoundPort
-			for _, a := range routed {
-				bound = append(bound, BoundPort{Protocol: pb.Protocol, Port: pb.Port, HostIP: a})
-			}
 			if len(addrs) > 0 {
 				got, err := m.ports.reserve(sb.Spec.ID, again(pb, was), addrs, !pb.HostIP.IsValid())
 				if err != nil && pb.HostPort == 0 {
@@ -251,6 +248,9 @@ func (m *Manager) reservePorts(sb *sandbox, was []BoundPort) error {
 						sb.Spec.Owner, sb.Spec.ID, err))
 				}
 				bound = append(bound, got...)
+			}
+			for _, a := range routed {
+				bound = append(bound, BoundPort{Protocol: pb.Protocol, Port: pb.Port, HostIP: a})
 			}
 			m.mu.Lock()
 			for _, b := range bound {

@@ -316,7 +316,11 @@ func networkSettings(c *container.Container) *apicontainer.NetworkSettings {
 	}
 	for _, b := range c.Networks.Ports {
 		if port, ok := wirePort(b.Port); ok {
-			out.Ports[port] = append(out.Ports[port], apinetwork.PortBinding{HostIP: b.HostIP, HostPort: strconv.Itoa(int(b.HostPort))})
+			binding := apinetwork.PortBinding{HostIP: b.HostIP}
+			if b.HostPort != 0 { // otherwise it is open at the container's own address only
+				binding.HostPort = strconv.Itoa(int(b.HostPort))
+			}
+			out.Ports[port] = append(out.Ports[port], binding)
 		}
 	}
 	return out

@@ -329,6 +329,9 @@ func portSummaries(c *container.Container) []apicontainer.PortSummary {
 	}
 	bound := map[container.Port]bool{}
 	for _, b := range c.Networks.Ports {
+		if b.HostPort == 0 {
+			continue // it is open at the container's own address only
+		}
 		bound[b.Port] = true
 		out = append(out, apicontainer.PortSummary{IP: b.HostIP, PrivatePort: b.Port.Port, PublicPort: b.HostPort, Type: b.Port.Protocol})
 	}
