@@ -10,9 +10,13 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc/codes"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -89,15 +93,10 @@ func (p *program) forward(w http.ResponseWriter, r *http.Request) error {
 func (p *program) call(w http.ResponseWriter, r *http.Request) error {
 	out := r.Clone(r.Context())
 	out.URL.Scheme, out.URL.Host, out.RequestURI = "http", "builder", ""
-	end := func(header string, err error) error {
-		w.Header().Set("Content-Type", "application/grpc")
-		w.Header().Set(header+"Grpc-Status", "14") // unavailable
-		w.Header().Set(header+"Grpc-Message", url.PathEscape(p.broken(err).Error()))
-		return nil
-	}
 	res, err := p.calls.RoundTrip(out)
 	if err != nil {
-		return end("", err)
+		endCall(w, "", p.broken(err))
+		return nil
 	}
 	defer res.Body.Close()
 	for name, values := range res.Header {
@@ -107,11 +106,47 @@ func (p *program) call(w http.ResponseWriter, r *http.Request) error {
 	to := &flushed{w, http.NewResponseController(w)}
 	_ = to.ctrl.Flush() // a client may wait for the header before it says more
 	if _, err := io.Copy(to, res.Body); err != nil && r.Context().Err() == nil {
-		return end(http.TrailerPrefix, err)
+		endCall(w, http.TrailerPrefix, p.broken(err))
+		return nil
 	}
 	for name, values := range res.Trailer {
 		w.Header()[http.TrailerPrefix+name] = values
 	}
+	return nil
+}
+
+// endCall ends a call of gRPC with an error, in the answer's header or, once that has gone, with the prefix of trailers.
+func endCall(w http.ResponseWriter, prefix string, err error) {
+	w.Header().Set("Content-Type", "application/grpc")
+	w.Header().Set(prefix+"Grpc-Status", strconv.Itoa(int(codes.Unavailable)))
+	w.Header().Set(prefix+"Grpc-Message", url.PathEscape(err.Error()))
+}
+
+// refuse answers when there is no builder, and why. A client of gRPC shows what a call is answered, but not the answer to
+// its request for a tunnel: it gets the tunnel, and one for its session, where nobody asks it anything.
+func refuse(w http.ResponseWriter, r *http.Request, why error) error {
+	switch {
+	case r.ProtoMajor == 2:
+		endCall(w, "", why)
+		return nil
+	case r.Header.Get("Upgrade") == "":
+		return why
+	}
+	conn, ahead, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"); err != nil {
+		return nil
+	}
+	if r.URL.Path != "/grpc" {
+		_, _ = io.Copy(io.Discard, ahead.Reader)
+		return nil
+	}
+	(&http2.Server{IdleTimeout: time.Minute}).ServeConn(conn, &http2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		endCall(w, "", why)
+	})})
 	return nil
 }
 

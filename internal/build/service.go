@@ -153,7 +153,7 @@ func (s *Service) take(ctx context.Context) (p *program, done func(), err error)
 func (s *Service) Forward(w http.ResponseWriter, r *http.Request) error {
 	p, done, err := s.take(r.Context())
 	if err != nil {
-		return err
+		return refuse(w, r, err)
 	}
 	defer done()
 	return p.forward(w, r)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -433,4 +434,46 @@ func inGroup(h *testhost.Host, pids []int) bool {
 		}
 	}
 	return false
+}
+
+func TestBuildsAtOnce(t *testing.T) {
+	l, h := one(t)
+	mustSolve(t, h, buildSpec{dockerfile: "FROM " + image + "\nRUN echo warm\n"})
+	before, err := l.TakeResidue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for n := range 8 {
+		wg.Go(func() {
+			b, err := solve(t.Context(), t, h, buildSpec{tags: fmt.Sprintf("docker.io/library/at-once:%d", n), dockerfile: fmt.Sprintf("FROM %s\nRUN write /n %d\nRUN cat /n\n", image, n)})
+			if err != nil {
+				t.Errorf("build %d: %v\n%s", n, err, b.log)
+			}
+		})
+	}
+	wg.Wait()
+	for n := range 8 {
+		equal(t, "image", Docker(t, h, "run", "--rm", fmt.Sprintf("at-once:%d", n), "cat", "/n"), fmt.Sprint(n))
+	}
+	NothingLeft(t, l, before)
+}
+
+// TestBuildBroken breaks each step of what the daemon does for builds: the build says so, and nothing stays.
+func TestBuildBroken(t *testing.T) {
+	for _, name := range []string{"build.start", "build/host.step.attached", "build/host.step.created", "build/host.step.started"} {
+		t.Run(strings.ReplaceAll(name, "/", "."), func(t *testing.T) {
+			t.Parallel()
+			l := New(t, 1, "--failpoint="+name+"=fail")
+			before, err := l.TakeResidue()
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := solve(t.Context(), t, l.Hosts[0], buildSpec{dockerfile: "FROM " + image + "\nRUN echo x\n"})
+			if err == nil || !strings.Contains(err.Error(), name) {
+				t.Errorf("%v\n%s", err, b.log)
+			}
+			NothingLeft(t, l, before)
+		})
+	}
 }
