@@ -28,7 +28,7 @@ type found struct {
 }
 
 // Load takes every image of an archive into the store: one that `docker save` wrote in any version since 1.10, or an OCI
-// layout, plain or compressed with gzip or zstd. Of an image for several platforms all that the archive has is kept, and this
+// layout, plain or compressed with gzip, zstd, xz or bzip2. Of an image for several platforms all that the archive has is kept, and this
 // host's is unpacked. It returns the
 // images; a line of progress "Loaded image: NAME" (or "Loaded image ID: ID") goes out for each.
 func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) (_ []Image, err error) {
@@ -115,9 +115,10 @@ func archiveError(err error) error {
 	switch {
 	case errdefs.IsNotFound(err):
 		return fault.New(fault.InvalidArgument, "the archive is not whole: %w", err)
-	case isTarError(err), errors.As(err, &syn), errors.As(err, &typ), errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err),
-		strings.Contains(err.Error(), "unrecognized image format"):
+	case isTarError(err), errors.As(err, &syn), errors.As(err, &typ), errdefs.IsInvalidArgument(err), errdefs.IsFailedPrecondition(err):
 		return fault.New(fault.InvalidArgument, "not an image archive: %w", err)
+	case strings.Contains(err.Error(), "unrecognized image format"):
+		return fault.New(fault.InvalidArgument, "not an image archive: %w: it has neither a manifest.json nor an OCI layout; what Docker saved before 1.10 has to be loaded and saved by a Docker of 1.10 to 25 first", err)
 	}
 	return fault.New(fault.InvalidArgument, "archive: %w", err)
 }

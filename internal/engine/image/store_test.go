@@ -16,6 +16,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/ulikunitz/xz"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/testhost/testimage"
@@ -194,8 +195,15 @@ func TestLoadTakesEveryShape(t *testing.T) {
 	sw, _ := zstd.NewWriter(&zs)
 	_, _ = sw.Write(raw)
 	_ = sw.Close()
+	var xs bytes.Buffer
+	xw, err := xz.NewWriter(&xs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = xw.Write(raw)
+	_ = xw.Close()
 	want := ""
-	for name, b := range map[string][]byte{"plain": raw, "gzip": gz.Bytes(), "zstd": zs.Bytes()} {
+	for name, b := range map[string][]byte{"plain": raw, "gzip": gz.Bytes(), "zstd": zs.Bytes(), "xz": xs.Bytes()} {
 		imgs, err := s.Load(t.Context(), bytes.NewReader(b), nil)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
@@ -229,6 +237,16 @@ func TestLoadRefusesRubbish(t *testing.T) {
 			t.Errorf("%s: %v (%v), want an invalid argument", name, err, fault.KindOf(err))
 		}
 	}
+	// What Docker wrote before version 1.10: no manifest, but a folder for each layer.
+	var old bytes.Buffer
+	tw = tar.NewWriter(&old)
+	for name, body := range map[string]string{"repositories": `{"x":{"1":"abc"}}`, "abc/VERSION": "1.0", "abc/json": `{"id":"abc"}`, "abc/layer.tar": ""} {
+		_ = tw.WriteHeader(&tar.Header{Name: name, Size: int64(len(body)), Mode: 0o644})
+		_, _ = tw.Write([]byte(body))
+	}
+	_ = tw.Close()
+	_, err := s.Load(t.Context(), &old, nil)
+	wantKind(t, err, fault.InvalidArgument, "before 1.10")
 	if l, _ := s.List(t.Context()); len(l) != 0 {
 		t.Errorf("images after failed loads: %v", l)
 	}

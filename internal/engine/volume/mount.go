@@ -88,7 +88,15 @@ func mountVolume(ctx context.Context, v Volume) error {
 				shown = strings.ReplaceAll(shown, secret, "********")
 			}
 		}
-		return fmt.Errorf("failed to mount local volume: mount %s:%s, type: %s, options: %s: %w", device, v.Mountpoint, typ, shown, err)
+		var cause unix.Errno // what is around it repeats the options, passwords included
+		if errors.As(err, &cause) {
+			err = cause
+		}
+		err = fmt.Errorf("failed to mount local volume: mount %s:%s, type: %s, options: %s: %w", device, v.Mountpoint, typ, shown, err)
+		if errors.Is(err, unix.ENODEV) {
+			err = fmt.Errorf("%w: this kernel does not know file systems of the type %q: load its module (modprobe %s), or choose another type", err, typ, typ)
+		}
+		return err
 	}
 	return nil
 }

@@ -193,6 +193,22 @@ func mounted(t *testing.T, dir string) bool {
 	return m
 }
 
+// TestAFileSystemTheKernelDoesNotKnow: as NFS is on a host without its client.
+func TestAFileSystemTheKernelDoesNotKnow(t *testing.T) {
+	requireRoot(t)
+	s := open(t)
+	if _, err := s.Create(t.Context(), Volume{Name: "share", Options: map[string]string{"type": "nosuchfs", "device": ":/export", "o": "addr=192.0.2.1,password=secret"}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err := s.Acquire(t.Context(), "share", "c1")
+	if err == nil || !strings.Contains(err.Error(), `does not know file systems of the type "nosuchfs": load its module`) || strings.Contains(err.Error(), "secret") {
+		t.Errorf("%v", err)
+	}
+	if err := s.Remove(t.Context(), "share", false); err != nil {
+		t.Errorf("it cannot be removed: %v", err)
+	}
+}
+
 func TestOptionsAreMountedWhileInUse(t *testing.T) {
 	requireRoot(t)
 	source := t.TempDir()
@@ -262,7 +278,6 @@ func TestOptionsAreMountedWhileInUse(t *testing.T) {
 		t.Errorf("a failed mount counts as use: %v", u)
 	}
 }
-
 func TestHalfMadeVolumesGo(t *testing.T) {
 	s := open(t)
 	create(t, s, Volume{Name: "there"})

@@ -107,6 +107,7 @@ func (a *imageAPI) list(w *response, r *request) error {
 		return err
 	}
 	slices.SortStableFunc(images, func(a, b image.Image) int { return b.Created.Compare(a.Created) })
+	sizes := sizesOf(images)
 	out := []apiimage.Summary{}
 	for _, img := range images {
 		switch {
@@ -116,6 +117,9 @@ func (a *imageAPI) list(w *response, r *request) error {
 			continue
 		}
 		s := imageSummary(&img, r)
+		if r.version >= 1042 && r.flag("shared-size") {
+			s.SharedSize = sizes.shared(&img)
+		}
 		if f.has("reference") {
 			s.RepoTags = slices.DeleteFunc(slices.Clone(s.RepoTags), func(tag string) bool { return !matchesReference(f["reference"], tag) })
 			s.RepoDigests = slices.DeleteFunc(slices.Clone(s.RepoDigests), func(d string) bool { return !matchesReference(f["reference"], d) })

@@ -356,8 +356,8 @@ func TestInfoAndVersion(t *testing.T) {
 
 func TestDiskUsageInBothForms(t *testing.T) {
 	l := newLab(t)
-	l.images.all["x"] = image.Image{ID: "sha256:1", RepoTags: []string{"x:1"}, Size: 50}
-	l.images.all["y"] = image.Image{ID: "sha256:2", RepoTags: []string{"y:1"}, Size: 70}
+	l.images.all["x"] = image.Image{ID: "sha256:1", RepoTags: []string{"x:1"}, Size: 50, Layers: []string{"a"}, LayerSizes: []int64{50}}
+	l.images.all["y"] = image.Image{ID: "sha256:2", RepoTags: []string{"y:1"}, Size: 70, Layers: []string{"b"}, LayerSizes: []int64{70}}
 	l.containers.add(container.Container{ID: "a", ImageID: "sha256:1", State: container.State{Running: true}})
 	l.volumes.all["v"] = volume.Volume{Name: "v"}
 	res, err := l.client(t).DiskUsage(t.Context(), client.DiskUsageOptions{Images: true, Containers: true, Volumes: true, BuildCache: true, Verbose: true})

@@ -271,18 +271,18 @@ func (a *systemAPI) imageUsage(r *request, containers []container.Container) (*a
 		users[c.ImageID]++
 	}
 	u := &apiimage.DiskUsage{Items: []apiimage.Summary{}}
+	sizes := sizesOf(images)
 	for _, img := range images {
 		s := imageSummary(&img, r)
-		s.Containers, s.SharedSize = users[img.ID], 0
+		s.Containers, s.SharedSize = users[img.ID], sizes.shared(&img)
 		u.TotalCount++
-		u.TotalSize += img.Size
 		if s.Containers > 0 {
 			u.ActiveCount++
-		} else {
-			u.Reclaimable += img.Size
 		}
 		u.Items = append(u.Items, s)
 	}
+	u.TotalSize = sizes.total()
+	u.Reclaimable = u.TotalSize - sizes.needed(images, func(img *image.Image) bool { return users[img.ID] > 0 })
 	return u, nil
 }
 
