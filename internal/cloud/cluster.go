@@ -9,10 +9,12 @@ import (
 // Cluster is the one object that describes the whole cluster. Its ID is the cluster's ID, its name is "default".
 type Cluster struct {
 	Meta
-	Spec   ClusterSpec   `json:"spec"`
-	CA     CA            `json:"ca"`
-	Tokens JoinTokens    `json:"tokens"`
-	Status ClusterStatus `json:"status"`
+	Spec   ClusterSpec `json:"spec"`
+	CA     CA          `json:"ca"`
+	Tokens JoinTokens  `json:"tokens"`
+	// UnlockKey is under what managers lock their keys on disk, as users keep it; empty: they do not.
+	UnlockKey string        `json:"unlockKey,omitempty"`
+	Status    ClusterStatus `json:"status"`
 }
 
 // ClusterSpec is what `docker swarm update` changes.
@@ -23,6 +25,7 @@ type ClusterSpec struct {
 	HeartbeatPeriod  time.Duration     `json:"heartbeatPeriod"`
 	CertExpiry       time.Duration     `json:"certExpiry"`
 	ForceRotate      uint64            `json:"forceRotate,omitempty"` // a change asks for another certificate authority
+	AutoLock         bool              `json:"autoLock,omitempty"`    // managers that start wait to be unlocked
 	AddressPools     []netip.Prefix    `json:"addressPools"`          // where overlay subnets come from
 	SubnetSize       int               `json:"subnetSize"`            // prefix length of one subnet cut from a pool
 	DataPathPort     uint16            `json:"dataPathPort"`          // VXLAN's UDP port

@@ -130,6 +130,7 @@ func (a *API) GetCluster(ctx context.Context) (*cloud.Cluster, error) {
 type ClusterChange struct {
 	Spec                                  cloud.ClusterSpec
 	RotateWorkerToken, RotateManagerToken bool
+	RotateUnlockKey                       bool
 	// CACert and CAKey, in PEM, are the certificate authority that is to replace the cluster's. Without them, a Spec whose
 	// ForceRotate differs asks for one that is made here.
 	CACert, CAKey []byte
@@ -174,6 +175,12 @@ func (a *API) UpdateCluster(ctx context.Context, version uint64, change ClusterC
 		// What was fixed when the cluster was made stays.
 		spec.Name, spec.AddressPools, spec.SubnetSize, spec.DataPathPort = c.Spec.Name, c.Spec.AddressPools, c.Spec.SubnetSize, c.Spec.DataPathPort
 		c.Spec = spec
+		switch {
+		case !spec.AutoLock:
+			c.UnlockKey = ""
+		case c.UnlockKey == "" || change.RotateUnlockKey:
+			c.UnlockKey = identity.NewUnlockKey()
+		}
 		if change.RotateWorkerToken {
 			if c.Tokens.Worker, err = identity.NewToken(c.CA.IssuingDigest()); err != nil {
 				return err

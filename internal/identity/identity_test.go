@@ -121,11 +121,11 @@ func TestSignRefusesBadRequests(t *testing.T) {
 func TestFilesAreReadBackAndGuarded(t *testing.T) {
 	ca := newCA(t)
 	n := newNodeOf(t, ca, "node1", Worker)
-	info, err := os.Stat(n.KeyPairFile())
+	info, err := os.Stat(n.path())
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("the key's file: %v, %v", info, err)
 	}
-	again, err := Load(n.dir, nil)
+	again, err := Load(n.dir, "", nil)
 	if err != nil || again.Subject() != n.Subject() {
 		t.Fatalf("read back: %v", err)
 	}
@@ -138,10 +138,10 @@ func TestFilesAreReadBackAndGuarded(t *testing.T) {
 	if err := n.Install(cert, key, ca.CertPEM()); err == nil {
 		t.Error("a certificate of another CA is installed")
 	}
-	if _, err := Load(n.dir, nil); err != nil {
+	if _, err := Load(n.dir, "", nil); err != nil {
 		t.Errorf("what was refused damaged what was there: %v", err)
 	}
-	if _, err := Load(t.TempDir(), nil); !errors.Is(err, os.ErrNotExist) {
+	if _, err := Load(t.TempDir(), "", nil); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("an empty folder: %v", err)
 	}
 }
@@ -275,7 +275,7 @@ func TestCertificateRenewsAfterMonthsOff(t *testing.T) {
 		ca := newCA(t)
 		dir := newNodeOf(t, ca, "w1", Worker).dir
 		<-time.After(300 * 24 * time.Hour) // of the bubble's clock
-		n, err := Load(dir, nil)
+		n, err := Load(dir, "", nil)
 		if err != nil || !n.Expired() {
 			t.Fatalf("an expired certificate cannot be loaded: %v", err)
 		}

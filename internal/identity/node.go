@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -29,7 +30,12 @@ type Node struct {
 	dir string
 	now func() time.Time
 
+	changing sync.Mutex // one change of what is on disk at a time
+
 	mu      sync.RWMutex
+	certPEM []byte
+	keys    keys
+	memory  *memoryFile // certificate and key in PEM, for KeyPairFile; nil until somebody asks
 	cert    tls.Certificate
 	subject Subject
 	ca      *CA
@@ -48,18 +54,23 @@ func Create(dir string, certPEM, keyPEM, caPEM []byte, now func() time.Time) (*N
 	return n, nil
 }
 
-// Load reads the identity that dir holds. The certificate may have expired: see Expired.
-func Load(dir string, now func() time.Time) (*Node, error) {
+// Load reads the identity that dir holds; unlock is the key under which it was locked, if it was: see ErrLocked. The
+// certificate may have expired: see Expired.
+func Load(dir, unlock string, now func() time.Time) (*Node, error) {
 	n := newNode(dir, now)
-	pair, err := os.ReadFile(n.KeyPairFile())
+	doc, err := os.ReadFile(n.path())
 	if err != nil {
 		return nil, fmt.Errorf("read this node's certificate: %w", err)
+	}
+	certPEM, k, err := parseFile(doc, unlock)
+	if err != nil {
+		return nil, err
 	}
 	roots, err := os.ReadFile(n.CAFile())
 	if err != nil {
 		return nil, fmt.Errorf("read the cluster's CA: %w", err)
 	}
-	if err := n.use(pair, roots); err != nil {
+	if err := n.use(certPEM, k, roots); err != nil {
 		return nil, err
 	}
 	return n, nil
@@ -72,25 +83,102 @@ func newNode(dir string, now func() time.Time) *Node {
 	return &Node{dir: dir, now: now, changed: make(chan struct{})}
 }
 
-// KeyPairFile is where certificate and key are.
-func (n *Node) KeyPairFile() string { return filepath.Join(n.dir, nodeFile) }
+// path is where certificate and keys are kept.
+func (n *Node) path() string { return filepath.Join(n.dir, nodeFile) }
+
+// KeyPairFile is a path from which certificate and key can be read, as they are at that moment, by this process. They are
+// not on disk there.
+func (n *Node) KeyPairFile() (string, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.memory == nil {
+		m, err := newMemoryFile()
+		if err != nil {
+			return "", err
+		}
+		if err := m.replace(n.pair()); err != nil {
+			return "", err
+		}
+		n.memory = m
+	}
+	return n.memory.path(), nil
+}
+
+// pair is certificate and key in PEM. Called with mu held.
+func (n *Node) pair() []byte { return pairOf(n.certPEM, n.keys) }
+
+func pairOf(certPEM []byte, k keys) []byte { return slices.Concat(certPEM, []byte{'\n'}, k.private) }
 
 // CAFile is where the trusted roots are.
 func (n *Node) CAFile() string { return filepath.Join(n.dir, rootFile) }
 
 // Install replaces certificate, key and roots, first on disk and then in use. What does not fit together is refused.
 func (n *Node) Install(certPEM, keyPEM, caPEM []byte) error {
-	pair := append(append(bytes.Clone(certPEM), '\n'), keyPEM...)
-	if _, _, _, err := n.check(pair, caPEM); err != nil {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	k := n.heldKeys()
+	k.private = keyPEM
+	if _, _, _, err := n.check(pairOf(certPEM, k), caPEM); err != nil {
 		return err
 	}
 	if err := writeFile(n.CAFile(), caPEM, 0o644); err != nil {
 		return fmt.Errorf("keep the cluster's CA: %w", err)
 	}
-	if err := writeFile(n.KeyPairFile(), pair, 0o600); err != nil {
+	if err := n.write(certPEM, k); err != nil {
+		return err
+	}
+	return n.use(certPEM, k, caPEM)
+}
+
+func (n *Node) heldKeys() keys {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.keys
+}
+
+func (n *Node) write(certPEM []byte, k keys) error {
+	doc, err := k.file(certPEM)
+	if err != nil {
+		return err
+	}
+	if err := writeFile(n.path(), doc, 0o600); err != nil {
 		return fmt.Errorf("keep this node's certificate: %w", err)
 	}
-	return n.use(pair, caPEM)
+	return nil
+}
+
+// DataKey returns the key with which the cluster's state is encrypted, nil on a worker and where it is not.
+func (n *Node) DataKey() []byte { return n.heldKeys().data }
+
+// SetDataKey keeps the key with which the cluster's state is encrypted; nil: forget it.
+func (n *Node) SetDataKey(key []byte) error {
+	return n.changeKeys(func(k *keys) { k.data = key })
+}
+
+// SetUnlockKey locks what is kept on disk under another unlock key; empty: not at all.
+func (n *Node) SetUnlockKey(unlock string) error {
+	return n.changeKeys(func(k *keys) { k.unlock = unlock })
+}
+
+func (n *Node) changeKeys(change func(*keys)) error {
+	n.changing.Lock()
+	defer n.changing.Unlock()
+	old := n.heldKeys()
+	k := old
+	change(&k)
+	if k.unlock == old.unlock && bytes.Equal(k.data, old.data) {
+		return nil
+	}
+	n.mu.RLock()
+	certPEM := n.certPEM
+	n.mu.RUnlock()
+	if err := n.write(certPEM, k); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.keys = k
+	return nil
 }
 
 func (n *Node) check(pair, roots []byte) (tls.Certificate, Subject, *CA, error) {
@@ -118,13 +206,19 @@ func (n *Node) check(pair, roots []byte) (tls.Certificate, Subject, *CA, error) 
 	return cert, subject, ca, nil
 }
 
-func (n *Node) use(pair, roots []byte) error {
-	cert, subject, ca, err := n.check(pair, roots)
+func (n *Node) use(certPEM []byte, k keys, roots []byte) error {
+	cert, subject, ca, err := n.check(pairOf(certPEM, k), roots)
 	if err != nil {
 		return err
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	n.certPEM, n.keys = certPEM, k
+	if n.memory != nil {
+		if err := n.memory.replace(n.pair()); err != nil {
+			return err
+		}
+	}
 	n.cert, n.subject, n.ca = cert, subject, ca
 	close(n.changed)
 	n.changed = make(chan struct{})

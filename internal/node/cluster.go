@@ -94,7 +94,10 @@ func (c *Cluster) Cluster() (docker.Cluster, error) {
 			return api, nil
 		}
 	}
-	if c.Membership.Local().State == "inactive" {
+	switch c.Membership.Local().State {
+	case "locked":
+		return nil, membership.ErrLocked
+	case "inactive":
 		return nil, fault.New(fault.Unavailable, `This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 	}
 	return nil, fault.New(fault.Unavailable, "This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. "+

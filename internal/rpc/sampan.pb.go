@@ -374,6 +374,7 @@ type AddManagerResponse struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	MemberId       uint64                 `protobuf:"varint,1,opt,name=member_id,json=memberId,proto3" json:"member_id,omitempty"`
 	InitialCluster string                 `protobuf:"bytes,2,opt,name=initial_cluster,json=initialCluster,proto3" json:"initial_cluster,omitempty"` // etcd's --initial-cluster for the new member
+	DataKey        []byte                 `protobuf:"bytes,3,opt,name=data_key,json=dataKey,proto3" json:"data_key,omitempty"`                      // with which the state is encrypted; empty: it is not
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -420,6 +421,13 @@ func (x *AddManagerResponse) GetInitialCluster() string {
 		return x.InitialCluster
 	}
 	return ""
+}
+
+func (x *AddManagerResponse) GetDataKey() []byte {
+	if x != nil {
+		return x.DataKey
+	}
+	return nil
 }
 
 type PromoteManagerRequest struct {
@@ -2066,10 +2074,11 @@ const file_internal_rpc_sampan_proto_rawDesc = "" +
 	"\acsr_pem\x18\x01 \x01(\fR\x06csrPem\"I\n" +
 	"\x11AddManagerRequest\x12\x19\n" +
 	"\brpc_addr\x18\x01 \x01(\tR\arpcAddr\x12\x19\n" +
-	"\bpeer_url\x18\x02 \x01(\tR\apeerUrl\"Z\n" +
+	"\bpeer_url\x18\x02 \x01(\tR\apeerUrl\"u\n" +
 	"\x12AddManagerResponse\x12\x1b\n" +
 	"\tmember_id\x18\x01 \x01(\x04R\bmemberId\x12'\n" +
-	"\x0finitial_cluster\x18\x02 \x01(\tR\x0einitialCluster\"\x17\n" +
+	"\x0finitial_cluster\x18\x02 \x01(\tR\x0einitialCluster\x12\x19\n" +
+	"\bdata_key\x18\x03 \x01(\fR\adataKey\"\x17\n" +
 	"\x15PromoteManagerRequest\"\x18\n" +
 	"\x16PromoteManagerResponse\"\x16\n" +
 	"\x14RemoveManagerRequest\"\x17\n" +

@@ -101,7 +101,11 @@ func authority(t *testing.T, h *testhost.Host) *identity.CA {
 		t.Fatal(err)
 	}
 	m := memberOf(t, h)
-	store, err := etcdstate.Open(etcdstate.Config{Dir: dir, Name: m.NodeID, PeerURL: "http://127.0.0.1:1", Cluster: m.ClusterID, ForceNewCluster: true})
+	id, err := identity.Load(filepath.Dir(certificate(h)), "", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := etcdstate.Open(etcdstate.Config{Dir: dir, DataKey: id.DataKey(), Name: m.NodeID, PeerURL: "http://127.0.0.1:1", Cluster: m.ClusterID, ForceNewCluster: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +123,7 @@ func authority(t *testing.T, h *testhost.Host) *identity.CA {
 func expire(t *testing.T, ca *identity.CA, h *testhost.Host) []byte {
 	t.Helper()
 	dir := filepath.Dir(certificate(h))
-	id, err := identity.Load(dir, nil)
+	id, err := identity.Load(dir, "", nil)
 	if err != nil {
 		t.Fatal(err)
 	}

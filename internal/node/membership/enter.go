@@ -41,10 +41,14 @@ const (
 func (m *Membership) enter() (leave func(), err error) {
 	m.ops.Lock()
 	m.mu.Lock()
-	if m.current != nil || m.failure != "" {
+	if m.current != nil || m.failure != "" || m.locked {
+		err := errSwarmExists
+		if m.locked {
+			err = ErrLocked
+		}
 		m.mu.Unlock()
 		m.ops.Unlock()
-		return nil, errSwarmExists
+		return nil, err
 	}
 	m.joining = true
 	m.mu.Unlock()
@@ -221,7 +225,13 @@ func (m *Membership) found(rec record, spec cloud.ClusterSpec) (*cloud.Cluster, 
 		return nil, nil, err
 	}
 	id, err := identity.Create(filepath.Join(m.dir, certsDir), cert, key, ca.CertPEM(), m.now)
-	return cluster, id, err
+	if err != nil {
+		return nil, nil, err
+	}
+	if spec.AutoLock {
+		cluster.UnlockKey = identity.NewUnlockKey()
+	}
+	return cluster, id, errors.Join(id.SetDataKey(identity.NewDataKey()), id.SetUnlockKey(cluster.UnlockKey))
 }
 
 // makeDir makes the empty folder of a membership that begins.

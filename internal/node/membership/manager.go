@@ -69,10 +69,14 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 	mg.port = openPort(l, id, mg.allowPeer, m.logger)
 	u.Add(func() error { mg.port.close(); return nil })
 
+	keyPair, err := id.KeyPairFile()
+	if err != nil {
+		return nil, err
+	}
 	store, err := etcdstate.Open(etcdstate.Config{
 		Dir: filepath.Join(m.dir, etcdDir), Name: rec.NodeID, PeerURL: rec.peerURL(), Cluster: rec.ClusterID,
 		InitialCluster: how.initialCluster, ForceNewCluster: how.force,
-		KeyPairFile: id.KeyPairFile(), CAFile: id.CAFile(), ServerName: identity.ManagerName,
+		DataKey: id.DataKey(), KeyPairFile: keyPair, CAFile: id.CAFile(), ServerName: identity.ManagerName,
 		Logger: m.logger, NoFsync: m.cfg.NoFsync, Stopped: func() { m.memberStopped(mg) },
 	})
 	if err != nil {
@@ -114,6 +118,7 @@ func (m *Membership) startManager(ctx context.Context, rec record, id *identity.
 	})
 	mg.ctx, mg.cancel = context.WithCancel(context.Background())
 	mg.wg.Go(mg.keepMembers)
+	mg.wg.Go(mg.keepLocked)
 	u.Done()
 	return mg, nil
 }

@@ -33,6 +33,7 @@ type Membership struct {
 	mu      sync.Mutex // guards what follows; held for moments only
 	current *membership
 	joining bool
+	locked  bool   // the membership is on disk, under a key that only users have
 	failure string // why the membership does not work, for docker info
 	// restarting is closed when the manager's parts, which are being started anew, are back; nil at other times.
 	restarting chan struct{}
@@ -86,11 +87,21 @@ func (m *Membership) Start(ctx context.Context) error {
 		// What an Init or Join that was killed has left behind.
 		return os.RemoveAll(m.dir)
 	}
-	id, err := identity.Load(filepath.Join(m.dir, certsDir), m.now)
+	id, err := identity.Load(filepath.Join(m.dir, certsDir), "", m.now)
+	if errors.Is(err, identity.ErrLocked) {
+		m.setLocked(true)
+		m.logger.Warn("this manager's keys are locked: it takes part in its cluster again after \"docker swarm unlock\"")
+		return nil
+	}
 	if err != nil {
 		m.fail(err)
 		return nil
 	}
+	return m.take(ctx, rec, id)
+}
+
+// take takes up the membership that the record describes. Called with ops held.
+func (m *Membership) take(ctx context.Context, rec *record, id *identity.Node) error {
 	cur, err := m.begin(*rec, id, nil)
 	if err != nil {
 		return err
@@ -228,13 +239,15 @@ func (m *Membership) fail(err error) {
 // Local says what this node knows of its membership without asking anybody.
 func (m *Membership) Local() Local {
 	m.mu.Lock()
-	cur, failure, joining := m.current, m.failure, m.joining
+	cur, failure, joining, locked := m.current, m.failure, m.joining, m.locked
 	var mg *manager
 	if cur != nil {
 		mg = cur.manager
 	}
 	m.mu.Unlock()
 	switch {
+	case locked:
+		return Local{State: "locked"}
 	case cur == nil && failure != "":
 		return Local{State: "error", Error: failure}
 	case cur == nil && joining:
@@ -394,13 +407,16 @@ var (
 // Leave takes this node out of its cluster. A manager needs force: it takes a vote, or the whole cluster, with it.
 func (m *Membership) Leave(ctx context.Context, force bool) error {
 	m.mu.Lock()
-	cur, failure := m.current, m.failure
+	cur, failure, locked := m.current, m.failure, m.locked
 	var mg *manager
 	if cur != nil {
 		mg = cur.manager
 	}
 	m.mu.Unlock()
-	if cur == nil && failure == "" {
+	switch {
+	case locked && !force:
+		return fault.New(fault.Unavailable, "Swarm is encrypted and locked. Please unlock it first or use `--force` to ignore this message.")
+	case cur == nil && failure == "" && !locked:
 		return errNoSwarm
 	}
 	if mg != nil && !force {
@@ -416,6 +432,7 @@ func (m *Membership) Leave(ctx context.Context, force bool) error {
 	}
 	m.end()
 	m.fail(nil)
+	m.setLocked(false)
 	var errs []error
 	if hook := m.cfg.Hooks.Left; hook != nil {
 		errs = append(errs, hook(context.WithoutCancel(ctx)))

@@ -133,6 +133,9 @@ func (m *Membership) becomeManager(ctx context.Context, cur *membership) error {
 	if err := m.removeEtcd(); err != nil { // of a member that was
 		return err
 	}
+	if err := cur.id.SetDataKey(added.GetDataKey()); err != nil {
+		return err
+	}
 	cur.rejoin = false
 	mg, err := m.startManager(ctx, cur.rec, cur.id, cur.pool, managerStart{
 		initialCluster: added.GetInitialCluster(),
@@ -193,6 +196,9 @@ func (m *Membership) becomeWorker(ctx context.Context, cur *membership) error {
 		m.stopManager(cur)
 	}
 	if err := m.removeEtcd(); err != nil {
+		return err
+	}
+	if err := errors.Join(cur.id.SetUnlockKey(""), cur.id.SetDataKey(nil)); err != nil { // they are managers' keys
 		return err
 	}
 	cur.rejoin = false

@@ -171,7 +171,7 @@ func (s membershipService) AddManager(ctx context.Context, r *rpc.AddManagerRequ
 	if err != nil {
 		return nil, err
 	}
-	return &rpc.AddManagerResponse{MemberId: id, InitialCluster: initial}, nil
+	return &rpc.AddManagerResponse{MemberId: id, InitialCluster: initial, DataKey: s.id.DataKey()}, nil
 }
 
 // PromoteManager gives the calling node's member its vote.

@@ -133,6 +133,8 @@ type Swarm interface {
 	Init(ctx context.Context, r SwarmInit) (nodeID string, err error)
 	Join(ctx context.Context, r SwarmJoin) error
 	Leave(ctx context.Context, force bool) error
+	// Unlock gives a manager that waits for it the key to its own keys.
+	Unlock(ctx context.Context, key string) error
 	// Cluster is the control API on a manager; fault.Unavailable elsewhere.
 	Cluster() (Cluster, error)
 }

@@ -40,6 +40,12 @@ func (f *fakeSwarm) Init(_ context.Context, r SwarmInit) (string, error) {
 	return "node1", nil
 }
 func (f *fakeSwarm) Join(_ context.Context, r SwarmJoin) error { f.join = r; return nil }
+func (f *fakeSwarm) Unlock(_ context.Context, key string) error {
+	if key != "SWMKEY-1-right" {
+		return fault.New(fault.Unauthorized, "swarm could not be unlocked: invalid key provided")
+	}
+	return nil
+}
 func (f *fakeSwarm) Leave(_ context.Context, force bool) error {
 	if !force {
 		return fault.New(fault.Unavailable, "You are attempting to leave the swarm on a node that is participating as a manager.")

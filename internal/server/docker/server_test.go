@@ -173,7 +173,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a join to nowhere", "POST", "/swarm/join", js, `{}`, 400, "RemoteAddr"},
 		{"a join without a token", "POST", "/swarm/join", js, `{"RemoteAddrs":["a:1"]}`, 400, "token"},
 		{"a bad data port", "POST", "/swarm/init", js, `{"DataPathPort":80}`, 400, "80"},
-		{"autolock", "POST", "/swarm/init", js, `{"AutoLockManagers":true}`, 501, "autolock"},
+		{"a wrong unlock key", "POST", "/swarm/unlock", js, `{"UnlockKey":"SWMKEY-1-wrong"}`, 401, "invalid key provided"},
 		{"a template", "POST", "/configs/create", js, `{"Name":"c","Templating":{"Name":"golang"}}`, 501, "templates"},
 		{"wrong credentials", "POST", "/auth", js, `{"username":"u","password":"wrong"}`, 401, "incorrect username"},
 		{"a build by an unknown builder", "POST", "/build?version=3", "application/x-tar", "x", 400, "invalid version"},

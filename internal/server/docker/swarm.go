@@ -23,6 +23,8 @@ func (a *swarmAPI) routes() []route {
 		{method: "POST", pattern: "/swarm/join", serve: a.join},
 		{method: "POST", pattern: "/swarm/leave", serve: a.leave},
 		{method: "POST", pattern: "/swarm/update", serve: a.update},
+		{method: "GET", pattern: "/swarm/unlockkey", serve: a.unlockKey},
+		{method: "POST", pattern: "/swarm/unlock", serve: a.unlock},
 	}
 }
 
@@ -30,9 +32,6 @@ func (a *swarmAPI) init(w *response, r *request) error {
 	var body apiswarm.InitRequest
 	if err := r.decode(&body); err != nil {
 		return err
-	}
-	if body.AutoLockManagers || body.Spec.EncryptionConfig.AutoLockManagers {
-		return fault.New(fault.NotImplemented, "autolock is not implemented: init without --autolock")
 	}
 	if r.version < 1039 {
 		body.DefaultAddrPool, body.SubnetSize = nil, 0
@@ -54,6 +53,7 @@ func (a *swarmAPI) init(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	spec.AutoLock = spec.AutoLock || body.AutoLockManagers
 	id, err := a.swarm.Init(r.Context(), SwarmInit{
 		ListenAddr: body.ListenAddr, AdvertiseAddr: body.AdvertiseAddr, DataPathAddr: body.DataPathAddr,
 		DataPathPort: uint16(body.DataPathPort), Pools: body.DefaultAddrPool, SubnetSize: int(body.SubnetSize),
@@ -119,10 +119,9 @@ func (a *swarmAPI) update(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	if unlock, err := r.strictBool("rotateManagerUnlockKey"); err != nil {
+	unlock, err := r.strictBool("rotateManagerUnlockKey")
+	if err != nil {
 		return err
-	} else if unlock || body.EncryptionConfig.AutoLockManagers {
-		return fault.New(fault.NotImplemented, "autolock is not implemented")
 	}
 	cluster, err := a.swarm.Cluster()
 	if err != nil {
@@ -137,9 +136,30 @@ func (a *swarmAPI) update(w *response, r *request) error {
 		return err
 	}
 	return ok(w, cluster.UpdateCluster(r.Context(), version, control.ClusterChange{
-		Spec: spec, RotateWorkerToken: worker, RotateManagerToken: manager,
+		Spec: spec, RotateWorkerToken: worker, RotateManagerToken: manager, RotateUnlockKey: unlock,
 		CACert: []byte(body.CAConfig.SigningCACert), CAKey: []byte(body.CAConfig.SigningCAKey),
 	}))
+}
+
+// unlockKey shows the key that managers are unlocked with, "" if they do not lock themselves.
+func (a *swarmAPI) unlockKey(w *response, r *request) error {
+	cluster, err := a.swarm.Cluster()
+	if err != nil {
+		return err
+	}
+	c, err := cluster.GetCluster(r.Context())
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, apiswarm.UnlockKeyResponse{UnlockKey: c.UnlockKey})
+}
+
+func (a *swarmAPI) unlock(w *response, r *request) error {
+	var body apiswarm.UnlockRequest
+	if err := r.decode(&body); err != nil {
+		return err
+	}
+	return ok(w, a.swarm.Unlock(r.Context(), body.UnlockKey))
 }
 
 // clusterSpec turns a specification into the domain's. What the wire does not carry is taken from current.
@@ -180,7 +200,7 @@ func clusterSpec(in *apiswarm.Spec, current *cloud.ClusterSpec) (cloud.ClusterSp
 	if in.Dispatcher.HeartbeatPeriod != 0 {
 		out.HeartbeatPeriod = in.Dispatcher.HeartbeatPeriod
 	}
-	out.ForceRotate = ca.ForceRotate
+	out.ForceRotate, out.AutoLock = ca.ForceRotate, in.EncryptionConfig.AutoLockManagers
 	if ca.NodeCertExpiry != 0 {
 		out.CertExpiry = ca.NodeCertExpiry
 	}
@@ -192,11 +212,12 @@ func wireCluster(c *cloud.Cluster) apiswarm.ClusterInfo {
 	return apiswarm.ClusterInfo{
 		ID: c.ID, Meta: wireMeta(&c.Meta),
 		Spec: apiswarm.Spec{
-			Annotations:   apiswarm.Annotations{Name: c.Spec.Name, Labels: mapping(c.Spec.Labels)},
-			Orchestration: apiswarm.OrchestrationConfig{TaskHistoryRetentionLimit: &limit},
-			Raft:          apiswarm.RaftConfig{SnapshotInterval: 10000, KeepOldSnapshots: &snapshots, LogEntriesForSlowFollowers: 500, ElectionTick: 10, HeartbeatTick: 1},
-			Dispatcher:    apiswarm.DispatcherConfig{HeartbeatPeriod: c.Spec.HeartbeatPeriod},
-			CAConfig:      apiswarm.CAConfig{NodeCertExpiry: c.Spec.CertExpiry, ForceRotate: c.Spec.ForceRotate},
+			Annotations:      apiswarm.Annotations{Name: c.Spec.Name, Labels: mapping(c.Spec.Labels)},
+			Orchestration:    apiswarm.OrchestrationConfig{TaskHistoryRetentionLimit: &limit},
+			Raft:             apiswarm.RaftConfig{SnapshotInterval: 10000, KeepOldSnapshots: &snapshots, LogEntriesForSlowFollowers: 500, ElectionTick: 10, HeartbeatTick: 1},
+			Dispatcher:       apiswarm.DispatcherConfig{HeartbeatPeriod: c.Spec.HeartbeatPeriod},
+			CAConfig:         apiswarm.CAConfig{NodeCertExpiry: c.Spec.CertExpiry, ForceRotate: c.Spec.ForceRotate},
+			EncryptionConfig: apiswarm.EncryptionConfig{AutoLockManagers: c.Spec.AutoLock},
 		},
 		TLSInfo: clusterTLSInfo(&c.CA), RootRotationInProgress: c.CA.Next != nil,
 		DefaultAddrPool: append([]netip.Prefix{}, c.Spec.AddressPools...), SubnetSize: uint32(c.Spec.SubnetSize), DataPathPort: uint32(c.Spec.DataPathPort), //nolint:gosec // a prefix length

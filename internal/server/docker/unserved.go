@@ -19,8 +19,6 @@ func unserved() []route {
 		{"POST", "/containers/{id}/checkpoints", "checkpoints are not implemented"},
 		{"DELETE", "/containers/{id}/checkpoints/{checkpoint}", "checkpoints are not implemented"},
 		{"PUT", "/volumes/{name}", "only cluster volumes can be updated, and those are not implemented"},
-		{"GET", "/swarm/unlockkey", "autolock is not implemented: managers keep their keys on disk, readable by root only"},
-		{"POST", "/swarm/unlock", "autolock is not implemented: managers keep their keys on disk, readable by root only"},
 		{"GET", "/plugins/privileges", noPlugins},
 		{"POST", "/plugins/pull", noPlugins},
 		{"POST", "/plugins/create", noPlugins},

@@ -28,6 +28,7 @@ const (
 func (s *Store) Commit(ctx context.Context, txn mirror.Txn) (ok bool, rev uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.WriteTimeout)
 	defer cancel()
+	txn = s.seal.close(txn) // once: an attempt is known again by what it wrote
 	unanswered := false
 	for {
 		ok, rev, err = s.try(ctx, txn, unanswered)

@@ -59,6 +59,10 @@ type Config struct {
 	// ForceNewCluster makes this member the only one, keeping its state: for when the quorum is lost for good.
 	ForceNewCluster bool
 
+	// DataKey is the key (AES-256) that the cluster's state is encrypted with before etcd has it; empty: it is not. All
+	// members have the same.
+	DataKey []byte
+
 	// For requests to other members. Certificate and key are in one file, so that they change together; it is read for
 	// every connection. ServerName is what the others' certificates must name.
 	KeyPairFile string
@@ -95,6 +99,7 @@ type Store struct {
 	lease       sharedLease
 	lead        leadership
 	caughtUp    chan struct{}
+	seal        *seal
 }
 
 // sharedLease is the lease under which answered requests are remembered for now.
@@ -128,6 +133,10 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.WriteTimeout == 0 {
 		cfg.WriteTimeout = WriteTimeout
 	}
+	seal, err := newSeal(cfg.DataKey)
+	if err != nil {
+		return nil, err
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of the cluster's state: %w", err)
 	}
@@ -140,7 +149,7 @@ func Open(cfg Config) (*Store, error) {
 	s := &Store{
 		mirror: m, cfg: cfg, logger: cfg.Logger, etcd: e, server: e.Server, client: v3client.New(e.Server),
 		peers: etcdhttp.NewPeerHandler(e.GetLogger(), e.Server), lead: leadership{changed: make(chan struct{})},
-		caughtUp: make(chan struct{}),
+		caughtUp: make(chan struct{}), seal: seal,
 	}
 	s.Store = mirror.NewStore(m, s, nil)
 	s.ctx, s.cancel = context.WithCancel(context.Background())

@@ -1,14 +1,19 @@
 package etcdstate
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -25,7 +30,7 @@ import (
 
 func TestConformance(t *testing.T) {
 	statetest.Run(t, func(t *testing.T) state.Store {
-		s, err := Open(Config{Dir: t.TempDir(), Name: "n1", Cluster: t.Name(), PeerURL: "http://127.0.0.1:1", NoFsync: true})
+		s, err := Open(Config{Dir: t.TempDir(), Name: "n1", Cluster: t.Name(), PeerURL: "http://127.0.0.1:1", NoFsync: true, DataKey: make([]byte, 32)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -494,4 +499,50 @@ func TestJoiningWhileAnotherOneIsAdded(t *testing.T) {
 		t.Errorf("c is %x, was added as %x", sc.MemberID(), id)
 	}
 	waitTask(t, sc, "before")
+}
+
+// Nothing of the state but kinds, IDs and names is on a manager's disk in the clear.
+func TestStateOnDiskIsEncrypted(t *testing.T) {
+	dir, key := t.TempDir(), bytes.Repeat([]byte{7}, 32)
+	open := func(key []byte) (*Store, error) {
+		return Open(Config{Dir: dir, Name: "n1", Cluster: "c", PeerURL: "http://127.0.0.1:1", NoFsync: true, DataKey: key})
+	}
+	s, err := open(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret := &cloud.Secret{Meta: cloud.Meta{ID: "s"}, Spec: cloud.SecretSpec{Name: "nameofit", Data: []byte("the-secret-itself")}}
+	if err := s.Update(t.Context(), func(tx state.WriteTx) error { return tx.Put(secret) }); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	names, clear := false, []byte(base64.StdEncoding.EncodeToString([]byte("the-secret-itself")))
+	if err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		doc, err := os.ReadFile(path)
+		names = names || bytes.Contains(doc, []byte("nameofit"))
+		if bytes.Contains(doc, clear) || bytes.Contains(doc, []byte("the-secret-itself")) {
+			t.Errorf("the secret is in %s", path)
+		}
+		return err
+	}); err != nil || !names {
+		t.Fatalf("the folder was not looked through: %v", err)
+	}
+	for _, wrong := range [][]byte{nil, bytes.Repeat([]byte{8}, 32)} {
+		if s, err := open(wrong); err == nil {
+			s.Close()
+			t.Error("opened with a wrong key")
+		}
+	}
+	if s, err = open(key); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.View(func(tx state.Tx) {
+		if got := state.Get[*cloud.Secret](tx, "s"); got == nil || string(got.Spec.Data) != "the-secret-itself" {
+			t.Errorf("read back %+v", got)
+		}
+	})
 }

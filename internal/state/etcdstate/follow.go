@@ -21,7 +21,11 @@ func (s *Store) load() (rev int64, err error) {
 	}
 	all := make([]mirror.Change, 0, len(r.KVs))
 	for _, kv := range r.KVs {
-		all = append(all, mirror.Change{Key: string(kv.Key), Value: kv.Value, Revision: uint64(kv.ModRevision)})
+		value, err := s.seal.open(string(kv.Key), kv.Value)
+		if err != nil {
+			return 0, fmt.Errorf("read the cluster's state: %w", err)
+		}
+		all = append(all, mirror.Change{Key: string(kv.Key), Value: value, Revision: uint64(kv.ModRevision)})
 	}
 	s.mirror.Reset(uint64(r.Rev), all)
 	return r.Rev, nil
@@ -93,7 +97,12 @@ func (s *Store) apply(events []*mvccpb.Event) {
 			e := events[end]
 			c := mirror.Change{Key: string(e.Kv.Key), Revision: uint64(rev)}
 			if e.Type == mvccpb.Event_PUT {
-				c.Value = e.Kv.Value
+				value, err := s.seal.open(c.Key, e.Kv.Value)
+				if err != nil {
+					s.logger.Error("something in the cluster's state cannot be read; it is ignored", "error", err)
+					continue
+				}
+				c.Value = value
 			}
 			changes = append(changes, c)
 		}
