@@ -232,6 +232,9 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	if err != nil {
 		return err
 	}
+	if len(strings.TrimSpace(string(text))) == 0 {
+		return nil // nothing is configured: /dev/null, say
+	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(text, &keys); err != nil {
 		return fault.New(fault.InvalidArgument, "configuration file %s: %w", path, err)

@@ -108,3 +108,11 @@ func FuzzParseAddressPool(f *testing.F) {
 		}
 	})
 }
+
+// TestEmptyConfigFile: a configuration file without anything in it configures nothing.
+func TestEmptyConfigFile(t *testing.T) {
+	var c Config
+	if err := c.ReadFile(os.DevNull, func(string) bool { return false }); err != nil {
+		t.Error(err)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -344,6 +345,10 @@ func TestInfoAndVersion(t *testing.T) {
 	if i.Containers != 3 || i.ContainersRunning != 1 || i.ContainersPaused != 1 || i.ContainersStopped != 1 || i.NCPU != 2 || i.Name != "host-1" || !i.MemoryLimit ||
 		i.Swarm.LocalNodeState != "inactive" || i.RuncCommit.ID != "1.5.2" || len(i.DefaultAddressPools) != 1 || i.DefaultRuntime != "runc" {
 		t.Errorf("%+v", i)
+	}
+	if rc := i.RegistryConfig; !slices.Equal(rc.Mirrors, []string{"https://mirror.example/"}) || len(rc.InsecureRegistryCIDRs) != 3 || rc.InsecureRegistryCIDRs[2].String() != "10.0.0.0/8" ||
+		rc.IndexConfigs["plain.example:5000"] == nil || rc.IndexConfigs["10.0.0.0/8"] != nil {
+		t.Errorf("registries: %+v", rc)
 	}
 	if _, _, body := l.do(t, "GET", "/v1.48/info", "", ""); !strings.Contains(body, `"Expected":"1.5.2"`) {
 		t.Errorf("older clients learn no expected version: %s", body)

@@ -4,9 +4,11 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
 
 	apibuild "github.com/moby/moby/api/types/build"
@@ -149,10 +151,21 @@ func moduleVersion(path string) string {
 }
 
 func registryConfig(h *HostInfo) *registry.ServiceConfig {
-	c := &registry.ServiceConfig{IndexConfigs: map[string]*registry.IndexInfo{
-		"docker.io": {Name: "docker.io", Mirrors: list(h.Mirrors), Secure: true, Official: true},
-	}, Mirrors: list(h.Mirrors)}
+	mirrors := make([]string, len(h.Mirrors))
+	for i, m := range h.Mirrors {
+		mirrors[i] = strings.TrimSuffix(m, "/") + "/"
+	}
+	c := &registry.ServiceConfig{
+		IndexConfigs: map[string]*registry.IndexInfo{"docker.io": {Name: "docker.io", Mirrors: mirrors, Secure: true, Official: true}},
+		Mirrors:      mirrors,
+		// Registries of this host need not be secure, whatever is configured.
+		InsecureRegistryCIDRs: []netip.Prefix{netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("127.0.0.0/8")},
+	}
 	for _, name := range h.InsecureRegistries {
+		if cidr, err := netip.ParsePrefix(name); err == nil {
+			c.InsecureRegistryCIDRs = append(c.InsecureRegistryCIDRs, cidr)
+			continue
+		}
 		c.IndexConfigs[name] = &registry.IndexInfo{Name: name, Mirrors: []string{}}
 	}
 	return c
