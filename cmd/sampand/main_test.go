@@ -13,7 +13,7 @@ func TestProxyIsForRegistriesOnly(t *testing.T) {
 	}
 	t.Setenv("HTTPS_PROXY", "http://proxy.example:3128")
 	t.Setenv("NO_PROXY", "inside.example")
-	choose := takeProxy()
+	choose, _ := takeProxy()
 	for url, want := range map[string]string{"https://registry.example/v2/": "http://proxy.example:3128", "https://inside.example/v2/": "", "http://registry.example/v2/": ""} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
 		if err != nil {

@@ -400,7 +400,7 @@ func (c *Client) keepConnected(ctx context.Context, s *session) {
 // connect dials the keeper, starting one if nobody listens, and agrees on the protocol. A keeper of another build than
 // the program that is installed becomes that one first.
 func (c *Client) connect(ctx context.Context) (*session, error) {
-	asked := false
+	asked, tries := false, 0
 	for {
 		conn, err := dial(ctx, c.cfg.ExecRoot)
 		if err != nil {
@@ -422,7 +422,15 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 		s, is, err := hello(ctx, conn)
 		if err != nil {
 			_ = conn.Close()
-			return nil, err
+			if tries++; tries > 50 || ctx.Err() != nil || !fault.Is(err, fault.Unavailable) {
+				return nil, err
+			}
+			// One that was killed this moment: its socket is still there.
+			select {
+			case <-time.After(20 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
 		}
 		same := is.Version == ProtocolVersion
 		switch {

@@ -34,7 +34,7 @@ func hello(ctx context.Context, conn *wire.Conn) (*session, wire.HelloReply, err
 	defer stop()
 	body, _ := json.Marshal(wire.Hello{Version: ProtocolVersion, Events: true})
 	if err := conn.Send(wire.Message{ID: 1, Op: wire.OpHello, Body: body}); err != nil {
-		return nil, r, fmt.Errorf("greeting the keeper: %w", err)
+		return nil, r, fault.New(fault.Unavailable, "greeting the keeper: %w", err)
 	}
 	m, fds, err := conn.Recv()
 	wire.CloseFDs(fds)

@@ -79,12 +79,17 @@ func (h *Host) Launch(further ...string) error {
 	return nil
 }
 
+// Gone is closed when the daemon that was started last has ended.
+func (h *Host) Gone() <-chan struct{} { return h.exited }
+
 // WaitReady returns when the daemon's API answers, or with the end of its log if the daemon ends instead.
 func (h *Host) WaitReady(ctx context.Context) error {
-	return WaitFor(ctx, 30*time.Second, "sampand of "+h.Name, func(ctx context.Context) error {
+	var ended error
+	err := WaitFor(ctx, 30*time.Second, "sampand of "+h.Name, func(ctx context.Context) error {
 		select {
 		case <-h.exited:
-			return fmt.Errorf("sampand of %s ended:\n%s", h.Name, h.LogTail(20))
+			ended = fmt.Errorf("sampand of %s ended:\n%s", h.Name, h.LogTail(20))
+			return nil // there is nothing to wait for
 		default:
 		}
 		c, err := h.Client()
@@ -95,6 +100,7 @@ func (h *Host) WaitReady(ctx context.Context) error {
 		_, err = c.Ping(ctx, client.PingOptions{})
 		return err
 	})
+	return errors.Join(err, ended)
 }
 
 // Client returns a Docker API client of this host's daemon; the caller closes it.
@@ -213,6 +219,7 @@ func (h *Host) killEverything(ctx context.Context) error {
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
+		thaw(h.CgroupParent())
 		if len(pids) > 0 {
 			return fmt.Errorf("processes %v", pids)
 		}

@@ -107,6 +107,23 @@ func PSS(pids []int) int64 {
 	return sum
 }
 
+// thaw lets the frozen processes in the groups under parent go on, so that they can be ended.
+func thaw(parent string) {
+	for _, root := range cgroupRoots() {
+		_ = filepath.WalkDir(filepath.Join(root, parent), func(path string, d fs.DirEntry, err error) error {
+			if err == nil {
+				switch d.Name() {
+				case "freezer.state":
+					_ = os.WriteFile(path, []byte("THAWED"), 0)
+				case "cgroup.freeze":
+					_ = os.WriteFile(path, []byte("0"), 0)
+				}
+			}
+			return nil
+		})
+	}
+}
+
 // removeCgroups removes the groups under parent, deepest first. Groups with processes stay.
 func removeCgroups(parent string) {
 	for _, root := range cgroupRoots() {
@@ -155,8 +172,12 @@ func unmountBelow(dir string) error {
 // after must be equal.
 type Residue map[string]bool
 
+// kept are the folders in which a host has something of every container, below its own: processes, sandboxes with the
+// addresses that they hold, mount points, records, root file systems.
+var kept = []string{"exec/keeper/io", "exec/keeper/containers", "exec/network/sandboxes", "exec/containers", "data/containers", "data/image/rootfs"}
+
 // TakeResidue looks at everything that belongs to the lab's hosts: mounts, network namespaces and their links, groups,
-// and network state that the daemons keep on disk (leases of addresses).
+// and what they have on disk of containers and their networks.
 func (l *Lab) TakeResidue() (Residue, error) {
 	r := Residue{}
 	points, err := mountsBelow(l.Dir)
@@ -175,6 +196,12 @@ func (l *Lab) TakeResidue() (Residue, error) {
 				}
 				return nil
 			})
+		}
+		for _, folder := range kept {
+			entries, _ := os.ReadDir(filepath.Join(h.Dir, folder))
+			for _, e := range entries {
+				r[fmt.Sprintf("file %s/%s/%s", h.Name, folder, e.Name())] = true
+			}
 		}
 		err := h.Do(func() error {
 			links, err := netlink.LinkList()

@@ -251,6 +251,9 @@ func procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File, ids userns.Mapping) error) error {
 	c.mu.Lock()
 	switch s := &c.rec.State; {
+	case c.waiters.gone():
+		c.mu.Unlock()
+		return fault.New(fault.NotFound, "No such container: %s", c.id)
 	case s.Status == StatusRemoving || s.Dead:
 		c.mu.Unlock()
 		return fault.New(fault.Conflict, "container %s is being removed", short(c.id))
@@ -258,6 +261,9 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File, id
 		root, err := os.OpenFile(fmt.Sprintf("/proc/%d/root", s.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 		ids := c.rec.IDs
 		c.mu.Unlock()
+		if err != nil && processGone(err) {
+			return fault.New(fault.Conflict, "container %s has just ended: try again", short(c.id))
+		}
 		if err != nil {
 			return fmt.Errorf("root of container %s: %w", short(c.id), err)
 		}

@@ -140,6 +140,9 @@ func (m *Manager) load() error {
 		}
 		c, err := readRecord(dir, d.Name())
 		if err != nil {
+			if errors.Is(err, fs.ErrNotExist) && os.Remove(dir) == nil {
+				continue // its creation was interrupted at once: nothing was in it
+			}
 			if errors.Is(err, fs.ErrNotExist) {
 				m.log.Warn("container folder without a record skipped: its creation was interrupted or its record is lost", "path", dir)
 			} else {

@@ -82,6 +82,10 @@ func (m *Manager) Export(ctx context.Context, id string, w io.Writer) error {
 // not run. The owners of the files there are shifted by ids.
 func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string, ids userns.Mapping) error) error {
 	c.mu.Lock()
+	if c.waiters.gone() {
+		c.mu.Unlock()
+		return fault.New(fault.NotFound, "No such container: %s", c.id)
+	}
 	target, err := m.rootfsTarget(c)
 	if err != nil {
 		c.mu.Unlock()
@@ -109,7 +113,13 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string, id
 // is there already.
 func (m *Manager) mountIdle(ctx context.Context, c *ctr, target string) (image.Rootfs, error) {
 	r, err := m.Images.MountRootfs(ctx, c.id, target)
-	if err == nil && !c.rec.EverStarted {
+	if err != nil {
+		if rerr := m.removeExecDir(c.id); rerr != nil {
+			m.log.Warn("a mount point stays", "container", c.id, "error", rerr)
+		}
+		return r, err
+	}
+	if !c.rec.EverStarted {
 		if err := makeWorkdir(r.Path, c.rec.Config.WorkingDir, c.rec.MountPlan, userns.Mapping{}); err != nil {
 			m.log.Debug("no working directory before the start", "container", c.id, "error", err) // the start will say so
 		}
@@ -143,6 +153,9 @@ func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, 
 	r.ContainerID, r.ParentID = c.id, firstNonEmpty(s.ImageDigest, s.ImageID)
 	r.Config = imageConfig(&s.Config, r.Config)
 	img, err := m.Images.Commit(ctx, r)
+	if err != nil && c.waiters.gone() {
+		return image.Image{}, fault.New(fault.NotFound, "No such container: %s", c.id)
+	}
 	if err != nil {
 		return image.Image{}, err
 	}

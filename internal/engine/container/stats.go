@@ -4,13 +4,17 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -31,7 +35,7 @@ func (m *Manager) Stats(ctx context.Context, id string) (Stats, error) {
 	}
 	out.Read = time.Now().UTC()
 	if err := m.host.readStats(s.State.PID, &out); err != nil {
-		if now := c.snapshot().State; !now.Running || now.PID != s.State.PID {
+		if now := c.snapshot().State; !now.Running || now.PID != s.State.PID || processGone(err) {
 			return Stats{ID: c.id, Name: s.Config.Name}, nil // it ended just now
 		}
 		return Stats{}, fmt.Errorf("counters of container %s: %w", short(c.id), err)
@@ -40,6 +44,12 @@ func (m *Manager) Stats(ctx context.Context, id string) (Stats, error) {
 		out.Networks = nil
 	}
 	return out, nil
+}
+
+// processGone tells from what the kernel says of a process or its groups that it has ended, though its exit may not be
+// handled yet.
+func processGone(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) || errors.Is(err, unix.ENODEV)
 }
 
 // cgroupDir returns the folder of a process' cgroup: the unified one, or that of the first of the v1 controllers that

@@ -26,6 +26,9 @@ func (m *Manager) Top(ctx context.Context, id, psArgs string) (titles []string, 
 		return nil, nil, fault.New(fault.Conflict, "container %s is not running", c.id)
 	}
 	pids, err := m.processes(s.State.PID)
+	if err != nil && processGone(err) {
+		return nil, nil, fault.New(fault.Conflict, "container %s is not running", c.id)
+	}
 	if err != nil {
 		return nil, nil, err
 	}

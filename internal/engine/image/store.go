@@ -114,6 +114,11 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: content: %w", err)
 	}
 	lower := filepath.Join(root, "overlayfs")
+	for _, dir := range []string{root, lower} {
+		if err := checkDatabase(filepath.Join(dir, "metadata.db")); err != nil {
+			return nil, err
+		}
+	}
 	ms, err := storage.NewMetaStore(filepath.Join(lower, "metadata.db"), func(o *bolt.Options) error {
 		o.Timeout = lockWait
 		return nil

@@ -137,5 +137,9 @@ func startError(err error) error {
 			return fault.As(fault.InvalidArgument, errors.New(text))
 		}
 	}
+	// The kernel refuses a limit that was asked for.
+	if strings.Contains(text, "cgroup configuration") && (strings.HasSuffix(text, "invalid argument") || strings.HasSuffix(text, "numerical result out of range")) {
+		return fault.As(fault.InvalidArgument, errors.New(text))
+	}
 	return err
 }

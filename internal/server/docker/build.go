@@ -34,7 +34,7 @@ func (a *buildAPI) routes() []route {
 		{method: "POST", pattern: "/build", serve: a.build},
 		{method: "POST", pattern: "/build/cancel", serve: a.cancel},
 		{method: "POST", pattern: "/build/prune", serve: a.prune, since: 1031},
-		{method: "POST", pattern: "/session", serve: a.forward},
+		{method: "POST", pattern: "/session", serve: a.session},
 		{method: "POST", pattern: "/grpc", serve: a.forward},
 	}
 }
@@ -50,6 +50,14 @@ func (a *buildAPI) forward(w *response, r *request) error {
 	return a.builder.Forward(w, r.Request)
 }
 
+// session is forward for a client's own side of a build.
+func (a *buildAPI) session(w *response, r *request) error {
+	if r.Header.Get("X-Docker-Expose-Session-Uuid") == "" {
+		return fault.New(fault.InvalidArgument, "the request names no session: the header X-Docker-Expose-Session-Uuid is missing")
+	}
+	return a.forward(w, r)
+}
+
 func (a *buildAPI) build(w *response, r *request) error {
 	req, err := buildRequest(r)
 	if err != nil {
@@ -61,6 +69,8 @@ func (a *buildAPI) build(w *response, r *request) error {
 	}
 	// Progress goes out while the context still comes in.
 	_ = http.NewResponseController(w.ResponseWriter).EnableFullDuplex()
+	// What is left of the context is perhaps still being read when the answer is over: no other request may follow it.
+	w.Header().Set("Connection", "close")
 	r.Header.Set(build.HeaderRequest, string(head))
 	r.Header.Del("X-Registry-Config")
 	r.URL.RawQuery = ""

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"syscall"
 
 	"github.com/moby/moby/api/types/common"
 
@@ -35,6 +36,11 @@ func statusOf(err error) int {
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		return http.StatusGatewayTimeout
+	}
+	for _, theirs := range []error{syscall.ENAMETOOLONG, syscall.ENOTDIR, syscall.ELOOP} { // of a path in the request
+		if errors.Is(err, theirs) {
+			return http.StatusBadRequest
+		}
 	}
 	return http.StatusInternalServerError
 }

@@ -113,6 +113,9 @@ func (a *execAPI) printFailure(conn *hijacked, err error, raw bool) error {
 		_, werr := conn.Write(msg)
 		return werr
 	}
+	if fault.Is(err, fault.Unavailable) { // not the program's doing
+		return frameWriter{conn}.frame(systemError, "", msg)
+	}
 	return frameWriter{conn}.frame(container.Stdout, "", msg)
 }
 
