@@ -72,6 +72,10 @@ func run(cfg builder.Config, debug bool) error {
 	}
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	cfg.Registries.Proxy = http.ProxyFromEnvironment
+	// The daemon is spared when memory runs out. This program is not: it is what a large build makes large.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0o644); err != nil {
+		cfg.Logger.Warn("the builder is spared when memory runs out", "error", err)
+	}
 	// What is mounted for a moment goes where the daemon looks for what a killed builder has left.
 	tmp := filepath.Join(cfg.ExecRoot, "tmp")
 	if err := errors.Join(os.MkdirAll(tmp, 0o700), os.Setenv("TMPDIR", tmp)); err != nil {

@@ -63,7 +63,7 @@ func insidePrograms(bin, tests string) (map[string]string, error) {
 		return nil, err
 	}
 	files := map[string]string{"init": filepath.Join(guest, "init.sh")}
-	for _, p := range []string{"sampand", "sampan", "sampan-keeper", "sampan-init"} {
+	for _, p := range []string{"sampand", "sampan", "sampan-keeper", "sampan-builder", "sampan-init"} {
 		files["usr/local/bin/"+p] = filepath.Join(bin, p)
 	}
 	files["usr/local/bin/docker"] = filepath.Join(bin, "sampan")
