@@ -11,9 +11,7 @@ import (
 // eligible node. Each change of the service is another iteration, which begins from nothing; what runs of an earlier one
 // is stopped.
 func planJob(svc *cloud.Service, tasks []*cloud.Task, w world) plan {
-	p := &planner{world: w, svc: svc}
-	p.serviceVersion = svc.Version
-	p.constraints, _ = cloud.ParseConstraints(svc.Spec.Task.Placement.Constraints)
+	p := newPlanner(svc, w)
 	var current []*cloud.Task
 	for _, t := range tasks {
 		switch {

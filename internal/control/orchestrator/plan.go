@@ -92,13 +92,18 @@ type planner struct {
 	constraints []cloud.Constraint
 }
 
+func newPlanner(svc *cloud.Service, w world) *planner {
+	p := &planner{world: w, svc: svc}
+	p.serviceVersion = svc.Version
+	p.constraints, _ = cloud.ParseConstraints(svc.Spec.Task.Placement.Constraints)
+	return p
+}
+
 func planService(svc *cloud.Service, tasks []*cloud.Task, w world) plan {
 	if svc.Spec.Mode.Job {
 		return planJob(svc, tasks, w)
 	}
-	p := &planner{world: w, svc: svc}
-	p.serviceVersion = svc.Version
-	p.constraints, _ = cloud.ParseConstraints(svc.Spec.Task.Placement.Constraints)
+	p := newPlanner(svc, w)
 	p.group(tasks)
 	for _, s := range p.slots {
 		p.sort(s)
