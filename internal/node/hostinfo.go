@@ -31,7 +31,8 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 	system, version := osRelease()
 	h := &hostInfo{cfg: cfg, base: docker.HostInfo{
 		ID: id, Name: hostname, DataRoot: cfg.DataRoot, Driver: "overlayfs",
-		DriverStatus:  [][2]string{{"Backing Filesystem", filesystem(cfg.DataRoot)}, {"Supports d_type", "true"}},
+		// Clients tell by the type that images are known by their manifests, and that several platforms are kept.
+		DriverStatus:  [][2]string{{"driver-type", "io.containerd.snapshotter.v1"}, {"Backing Filesystem", filesystem(cfg.DataRoot)}, {"Supports d_type", "true"}},
 		KernelVersion: unix.ByteSliceToString(u.Release[:]), OperatingSystem: system, OSVersion: version,
 		Architecture: unix.ByteSliceToString(u.Machine[:]), NCPU: runtime.NumCPU(), MemTotal: int64(s.Totalram) * int64(s.Unit),
 		CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(), SecurityOptions: securityOptions(cfg), Labels: cfg.Labels, Debug: cfg.Debug,

@@ -53,16 +53,34 @@ func (s *sandboxes) link(c container.Container, spec *network.SandboxSpec) error
 	return nil
 }
 
-// linked are the containers that one links to. A link goes with its target.
+// linked are the containers that one links to. A link goes with its target. One that joins another's network is reached
+// where that is.
 func (s *sandboxes) linked(c container.Container) func(yield func(container.Link, container.Container) bool) {
 	return func(yield func(container.Link, container.Container) bool) {
 		for _, l := range c.Config.Host.LinkList() {
-			if other, err := s.get(l.Target); err == nil && !yield(l, other) {
+			other, err := s.get(l.Target)
+			if err != nil {
+				continue
+			}
+			for at, hops := other, 0; hops < maxJoins; hops++ {
+				ref, joins := strings.CutPrefix(at.Config.Host.NetworkMode, "container:")
+				if !joins {
+					other.Networks = at.Networks
+					break
+				}
+				if at, err = s.get(ref); err != nil {
+					break
+				}
+			}
+			if !yield(l, other) {
 				return
 			}
 		}
 	}
 }
+
+// maxJoins bounds how often a container joins the network of one that joins another's; a circle never ends.
+const maxJoins = 16
 
 // linkEnv is what older programs look for: variables of each link on the default bridge, made from its alias, with the
 // addresses of the target's exposed ports and the target's own variables.
