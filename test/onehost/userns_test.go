@@ -92,6 +92,11 @@ func TestUserNSAuto(t *testing.T) {
 	equal(t, "and a user", strings.Join(strings.Fields(Docker(t, h, "exec", "-u", "user", "web", "/probe", "id"))[:2], " "), "1000 1000")
 	contains(t, "published", fetch(t, l.Client, "http://"+h.Addr.String()+":8080"), l.Client.Addr.String())
 
+	Docker(t, h, "network", "create", "net1")
+	Docker(t, h, "network", "connect", "net1", "web")
+	Docker(t, h, "network", "connect", "net1", "other")
+	contains(t, "connected while running", Docker(t, h, "exec", "other", "/probe", "get", "http://web:8080"), " ")
+
 	// Its own files are its own, and those of the image too.
 	Docker(t, h, "exec", "web", "/probe", "write", "/data/new", "x")
 	equal(t, "owners", Docker(t, h, "exec", "web", "/probe", "owner", "/", "/data/hello", "/data/new", "/etc/hosts", "/etc/hostname", "/dev/shm"),
@@ -121,6 +126,7 @@ func TestUserNSAuto(t *testing.T) {
 	}
 	Docker(t, h, "run", "--rm", "--privileged", "--userns", "host", image, "true")
 	Docker(t, h, "rm", "-f", "web", "other", "plain")
+	Docker(t, h, "network", "rm", "net1")
 	NothingLeft(t, l, before)
 }
 
