@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
@@ -323,7 +325,13 @@ func (m *Manager) routes(sb *sandbox, ns *netns.NS) error {
 		if err != nil {
 			return err
 		}
-		if err := link.SetRoute(h, link.Route{Via: r.gw(r.j), Index: index, V6: r.v6}); err != nil {
+		err = link.SetRoute(h, link.Route{Via: r.gw(r.j), Index: index, V6: r.v6})
+		switch {
+		case errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.ENETDOWN) || errors.Is(err, unix.EHOSTUNREACH):
+			// The container has changed its interface, or the interface's parent is down: no reason to refuse what was
+			// asked for.
+			m.log.Warn("a sandbox has no way out", "sandbox", sb.Spec.ID, "network", r.j.NetworkName, "error", err)
+		case err != nil:
 			return err
 		}
 	}

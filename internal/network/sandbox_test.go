@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
@@ -104,6 +106,33 @@ func TestAddressesChangeHands(t *testing.T) {
 		if err := s.m.Detach(t.Context(), spec.ID); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// TestInterfaceThatWasTurnedOff: a container that has turned an interface off is connected and disconnected all the same.
+func TestInterfaceThatWasTurnedOff(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.create(Spec{Name: "n1"})
+	s.create(Spec{Name: "n2"})
+	spec := on("a", "n1", "n2")
+	spec.Endpoints[0].GwPriority = 1
+	a := s.attach(spec)
+	a.With(func(h *netlink.Handle) error {
+		l, err := link.Get(h, "eth1")
+		if err != nil {
+			return err
+		}
+		return h.LinkSetDown(l)
+	})
+	if err := s.m.Disconnect(t.Context(), spec.ID, "n1"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.m.Connect(t.Context(), spec.ID, EndpointSpec{Network: "n1", GwPriority: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := s.m.Get("n1"); a.Gateway() != n.Subnets[0].Gateway {
+		t.Errorf("the way out is by %s", a.Gateway())
 	}
 }
 

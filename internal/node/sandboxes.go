@@ -53,7 +53,7 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 			}
 			spec.DNS = append(spec.DNS, addr)
 		}
-		for name, e := range ordered(c.Config, mode) {
+		for name, e := range ordered(c.Config, s.endpointKey(c.Config, mode)) {
 			endpoint, err := s.endpoint(ctx, c, name, e)
 			if err != nil {
 				return container.Attachment{}, err
@@ -214,6 +214,22 @@ func modeOf(c container.Config) string {
 		return network.NameBridge
 	}
 	return c.Host.NetworkMode
+}
+
+// endpointKey is what the endpoint of the mode's network is called in the configuration, which may name one by its ID and
+// the other by its name.
+func (s *sandboxes) endpointKey(c container.Config, mode string) string {
+	if _, ok := c.Network.Endpoints[mode]; ok || len(c.Network.Endpoints) == 0 {
+		return mode
+	}
+	if n, err := s.networks.Get(mode); err == nil {
+		for _, key := range []string{n.ID, n.Spec.Name} {
+			if _, ok := c.Network.Endpoints[key]; ok {
+				return key
+			}
+		}
+	}
+	return mode
 }
 
 // ordered yields the endpoints that the configuration asks for, that of the network mode first, the others by name.

@@ -84,6 +84,11 @@ func TestEndpointSettings(t *testing.T) {
 		Docker(t, h, "run", "-d", "--name", "next", "--network", "front", image)
 		return addressOf(t, h, "next", "front")
 	}(), "10.20.0.130")
+	id := strings.TrimSpace(Docker(t, h, "network", "inspect", "-f", "{{.Id}}", "front"))
+	equal(t, "a network by its ID", Docker(t, h, "run", "--rm", "--network", id, "--mac-address", "02:00:00:00:00:43", image, "cat", "/sys/class/net/eth0/address"), "02:00:00:00:00:43")
+	if hosts := Docker(t, h, "run", "--rm", "--sysctl", "net.ipv6.conf.all.disable_ipv6=1", "--network", "front", image, "cat", "/etc/hosts"); strings.Contains(hosts, ":") {
+		t.Errorf("IPv6 is off and yet in the hosts file:\n%s", hosts)
+	}
 	Refused(t, h, []string{"Address already in use"}, "run", "--rm", "--network", "front", "--ip", "10.20.0.7", image, "true")
 	Refused(t, h, []string{"user-specified IP address"}, "run", "--rm", "--ip", "172.17.0.99", image, "true")
 }

@@ -76,8 +76,11 @@ func (m *Manager) hostsFile(c *Container, a *Attachment) ([]byte, error) {
 		if len(own) > 0 && own[len(own)-1] != '\n' {
 			b.WriteByte('\n')
 		}
+	} else if head := hostsHead; c.Config.Host.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" {
+		head, _, _ = strings.Cut(head, "::1")
+		b.WriteString(head)
 	} else {
-		b.WriteString(hostsHead)
+		b.WriteString(head)
 	}
 	for _, e := range c.Config.Host.ExtraHosts {
 		name, addr, _ := cutHost(e)
