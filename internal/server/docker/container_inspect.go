@@ -26,6 +26,24 @@ import (
 type inspectBody struct {
 	apicontainer.InspectResponse
 	NetworkSettings any
+	Config          legacyConfig
+}
+
+// legacyConfig has the hardware address that was asked for on the network of the mode, as versions before 1.52 had it.
+type legacyConfig struct {
+	*apicontainer.Config
+	MacAddress string `json:",omitempty"`
+}
+
+// chosenMAC is the hardware address that a container's configuration asks for on the network of its mode.
+func chosenMAC(c *container.Container) string {
+	mode := c.Config.Host.NetworkMode
+	for _, key := range []string{mode, "default", network.NameBridge} {
+		if e, ok := c.Config.Network.Endpoints[key]; ok && e.MAC != "" && (key == mode || mode == "" || mode == "default" || mode == network.NameBridge) {
+			return e.MAC
+		}
+	}
+	return c.Config.Network.MAC
 }
 
 // legacyNetworkSettings repeats the endpoint on the network "bridge" at the top, as versions before 1.52 did.
@@ -65,8 +83,9 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 		out.ImageManifestDescriptor = a.manifestOf(r, &c)
 	}
 	settings := networkSettings(&c)
-	out.NetworkSettings = settings
+	out.NetworkSettings, out.Config = settings, legacyConfig{Config: out.InspectResponse.Config}
 	if r.version < 1052 {
+		out.Config.MacAddress = chosenMAC(&c)
 		out.GraphDriver, out.Storage = &storage.DriverData{Name: c.Driver, Data: map[string]string{}}, nil
 		legacy := legacyNetworkSettings{NetworkSettings: settings}
 		if e := settings.Networks[network.NameBridge]; e != nil {

@@ -81,3 +81,22 @@ func TestSubnetStatus(t *testing.T) {
 		t.Errorf("version 1.51: %s", body)
 	}
 }
+
+// TestChosenHardwareAddress: the address that a container was given on its first network is in its configuration for
+// clients before 1.52, whether it was given for the container or for the network.
+func TestChosenHardwareAddress(t *testing.T) {
+	l := newLab(t)
+	for name, body := range map[string]string{
+		"for the container": `{"Image": "app", "MacAddress": "02:42:ac:11:00:42"}`,
+		"for the network":   `{"Image": "app", "HostConfig": {"NetworkMode": "bridge"}, "NetworkingConfig": {"EndpointsConfig": {"bridge": {"MacAddress": "02:42:ac:11:00:42"}}}}`,
+	} {
+		id := strings.ReplaceAll(name, " ", "-")
+		if status, _, text := l.do(t, "POST", "/v1.44/containers/create?name="+id, "application/json", body); status != 201 {
+			t.Fatalf("%s: %d %s", name, status, text)
+		}
+		const want = `"MacAddress":"02:42:ac:11:00:42"`
+		if _, _, text := l.do(t, "GET", "/v1.51/containers/"+id+"/json", "", ""); !strings.Contains(strings.ReplaceAll(text, " ", ""), want) {
+			t.Errorf("%s, version 1.51: %s", name, text)
+		}
+	}
+}
