@@ -69,7 +69,7 @@ func (s *Service) start() (_ *program, err error) {
 		return nil, err
 	}
 	for _, dir := range []string{s.cfg.Root, s.cfg.ExecRoot} {
-		if err := os.MkdirAll(dir, 0o710); err != nil {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("folder of the builder: %w", err)
 		}
 	}

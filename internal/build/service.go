@@ -233,11 +233,9 @@ func (s *Service) ask(ctx context.Context, path string, in, out any) error {
 	return json.NewDecoder(res.Body).Decode(out)
 }
 
-// listen makes the socket that the builder answers at. Only root reaches it.
+// listen makes the socket that the builder answers at. Only root reaches it, by its folder.
 func listen(path string) (*os.File, error) {
-	old := unix.Umask(0o177)
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
-	unix.Umask(old)
 	if err != nil {
 		return nil, err
 	}

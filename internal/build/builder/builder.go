@@ -171,6 +171,7 @@ func dial(conn net.Conn) (_ *grpc.ClientConn, gone <-chan struct{}, err error) {
 	var used sync.Once
 	cc, err := grpc.NewClient("passthrough:///sampand",
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithIdleTimeout(0), // there is no second connection to be had
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			var c net.Conn
