@@ -26,7 +26,7 @@ func (h *HostConfig) LinkList() []Link {
 		if !ok {
 			alias = path.Base(target)
 		}
-		links[i] = Link{target, alias}
+		links[i] = Link{target, strings.TrimPrefix(alias, "/")}
 	}
 	return links
 }

@@ -11,7 +11,7 @@ import (
 func TestLinks(t *testing.T) {
 	b := newBed(t)
 	db := b.create(Config{Name: "db"}, "sleep")
-	web := b.create(Config{Name: "web", Host: HostConfig{Links: []string{"db:store", "db"}}}, "sleep")
+	web := b.create(Config{Name: "web", Host: HostConfig{Links: []string{"db:/store", "db"}}}, "sleep")
 	if err := b.m.Rename(t.Context(), db, "postgres"); err != nil {
 		t.Fatal(err)
 	}
