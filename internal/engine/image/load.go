@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
@@ -28,10 +29,10 @@ type found struct {
 }
 
 // Load takes every image of an archive into the store: one that `docker save` wrote in any version since 1.10, or an OCI
-// layout, plain or compressed with gzip, zstd, xz or bzip2. Of an image for several platforms all that the archive has is kept, and this
-// host's is unpacked. It returns the
-// images; a line of progress "Loaded image: NAME" (or "Loaded image ID: ID") goes out for each.
-func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) (_ []Image, err error) {
+// layout, plain or compressed with gzip, zstd, xz or bzip2. Of an image for several
+// platforms all that the archive has is kept, or those of only, and this host's is unpacked. It returns the images; a line
+// of progress "Loaded image: NAME" (or "Loaded image ID: ID") goes out for each.
+func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress), only ...ocispec.Platform) (out []Image, err error) {
 	emit := serial(progress)
 	s.loading.Lock()
 	defer s.loading.Unlock()
@@ -39,6 +40,12 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	if err != nil {
 		return nil, err
 	}
+	var trimmed []digest.Digest // indexes that were cut down to some platforms
+	defer func() {
+		if err == nil && len(trimmed) > 0 {
+			err = s.trim(ctx, trimmed, out)
+		}
+	}()
 	defer s.after(ctx, done, &err)
 
 	cs := s.content()
@@ -68,8 +75,17 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 	if len(list) == 0 {
 		return nil, fault.New(fault.InvalidArgument, "the archive holds no image for %s", platforms.Format(platforms.DefaultSpec()))
 	}
-	var out []Image
 	for _, f := range list {
+		var others map[digest.Digest]bool
+		if len(only) > 0 {
+			var every bool
+			if others, every, err = s.others(ctx, f.target, only); err != nil {
+				return out, archiveError(err)
+			}
+			if every {
+				return out, fault.New(fault.NotFound, "requested platform(s) %s not found: the archive has no such image", formatAll(only))
+			}
+		}
 		img, err := s.adopt(ctx, f.target, emit)
 		if errors.Is(err, errNothingHere) {
 			return out, fault.New(fault.InvalidArgument, "the archive holds no image for %s", platforms.Format(platforms.DefaultSpec()))
@@ -82,6 +98,12 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 		}
 		if err := s.setNames(ctx, img.ID, f.target, f.names...); err != nil {
 			return out, err
+		}
+		if len(others) > 0 {
+			if err := s.unbind(ctx, f.target, others, 0); err != nil {
+				return out, err
+			}
+			trimmed = append(trimmed, f.target.Digest)
 		}
 		loaded, err := s.Get(ctx, img.ID)
 		if err != nil {
@@ -96,6 +118,35 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress)) 
 		}
 	}
 	return out, nil
+}
+
+// trim takes away what indexes no longer hold, once no lease does, and looks at their images anew.
+func (s *Store) trim(ctx context.Context, indexes []digest.Digest, loaded []Image) error {
+	if err := s.GC(ctx); err != nil {
+		return err
+	}
+	for _, d := range indexes {
+		s.forget(d)
+	}
+	if err := s.reload(ctx); err != nil {
+		return err
+	}
+	for i := range loaded {
+		img, err := s.Get(ctx, loaded[i].ID)
+		if err != nil {
+			return err
+		}
+		loaded[i] = img
+	}
+	return nil
+}
+
+func formatAll(list []ocispec.Platform) string {
+	out := make([]string, len(list))
+	for i, p := range list {
+		out[i] = platforms.FormatAll(p)
+	}
+	return strings.Join(out, ", ")
 }
 
 func familiar(name string) string {

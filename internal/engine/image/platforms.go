@@ -370,3 +370,59 @@ func (s *Store) findPlatform(ctx context.Context, id string) (*Image, error) {
 	}
 	return img, nil
 }
+
+// roots are the documents that an image is made of for some platforms: its target, or with only the manifests for those;
+// first is the one that whoever knows no platforms gets. Each of the platforms must be on this host.
+func (i *Image) roots(only []ocispec.Platform) (list []ocispec.Descriptor, first ocispec.Descriptor, err error) {
+	name := shortID(i.ID)
+	if len(i.RepoTags) > 0 {
+		name = i.RepoTags[0]
+	}
+	if len(only) == 0 {
+		d := ocispec.Descriptor{MediaType: i.Target.MediaType, Digest: i.Target.Digest, Size: i.Target.Size}
+		if i.OS != "" && len(i.Manifests) == 0 {
+			d.Platform = &ocispec.Platform{OS: i.OS, Architecture: i.Architecture, Variant: i.Variant}
+		}
+		return []ocispec.Descriptor{d}, i.Manifest, nil
+	}
+	all := i.Manifests
+	if len(all) == 0 {
+		all = []Manifest{{Descriptor: i.Manifest, Kind: KindImage, Available: true, Platform: ocispec.Platform{OS: i.OS, Architecture: i.Architecture, Variant: i.Variant}}}
+	}
+	for _, p := range only {
+		m := bestOf(all, platforms.OnlyStrict(platforms.Normalize(p)))
+		if m == nil {
+			return nil, first, fault.New(fault.NotFound, "image with reference %s was found but does not provide the specified platform (%s)", name, platforms.FormatAll(p))
+		}
+		d := ocispec.Descriptor{MediaType: m.Descriptor.MediaType, Digest: m.Descriptor.Digest, Size: m.Descriptor.Size, Platform: &m.Platform}
+		if !slices.ContainsFunc(list, func(have ocispec.Descriptor) bool { return have.Digest == d.Digest }) {
+			list = append(list, d)
+		}
+	}
+	return list, list[0], nil
+}
+
+// others are the images of what an index or manifest lists that run on none of some platforms; every is true if all do
+// that.
+func (s *Store) others(ctx context.Context, target ocispec.Descriptor, only []ocispec.Platform) (others map[digest.Digest]bool, every bool, err error) {
+	list := []Manifest{s.readEntry(ctx, target)}
+	if isIndex(target.MediaType) {
+		if list, err = s.readManifests(ctx, target, 0); err != nil {
+			return nil, false, err
+		}
+	}
+	others, every = map[digest.Digest]bool{}, true
+	for _, m := range list {
+		if !m.Available || m.Kind != KindImage {
+			continue
+		}
+		if slices.ContainsFunc(only, func(p ocispec.Platform) bool {
+			return platforms.OnlyStrict(platforms.Normalize(p)).Match(platforms.Normalize(m.Platform))
+		}) {
+			every = false
+			continue
+		}
+		others[m.Descriptor.Digest] = true
+	}
+	return others, every, nil
+}

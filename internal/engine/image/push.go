@@ -35,8 +35,8 @@ type Pushed struct {
 
 // Push sends an image to the registry its name says. Without a tag in ref, every tag of the repository is pushed. What
 // the registry has is not sent again. progress, if not nil, gets the lines that Docker shows; it is called by one
-// goroutine at a time.
-func (s *Store) Push(ctx context.Context, ref string, auth Auth, progress func(Progress)) error {
+// goroutine at a time. only chooses one platform of the image.
+func (s *Store) Push(ctx context.Context, ref string, auth Auth, progress func(Progress), only ...ocispec.Platform) error {
 	emit := serial(progress)
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
@@ -71,14 +71,14 @@ func (s *Store) Push(ctx context.Context, ref string, auth Auth, progress func(P
 		if err != nil {
 			return err
 		}
-		if err := s.pushOne(ctx, tagged, s.byID(chosen[name]), auth, emit); err != nil {
+		if err := s.pushOne(ctx, tagged, s.byID(chosen[name]), only, auth, emit); err != nil {
 			return registryError("push", tagged, err)
 		}
 	}
 	return nil
 }
 
-func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, auth Auth, emit func(Progress)) error {
+func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, only []ocispec.Platform, auth Auth, emit func(Progress)) error {
 	if img == nil {
 		return fault.New(fault.NotFound, "No such image: %s", reference.FamiliarString(named))
 	}
@@ -87,7 +87,13 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 	}
 	// An image for several platforms goes as a whole, or, where this host has not all of it, as the platform that it has.
 	target := img.Manifest
-	if img.whole() {
+	if len(only) > 0 {
+		_, first, err := img.roots(only)
+		if err != nil {
+			return err
+		}
+		target = ocispec.Descriptor{MediaType: first.MediaType, Digest: first.Digest, Size: first.Size}
+	} else if img.whole() {
 		target = img.Target
 	}
 	var blobs, manifests []ocispec.Descriptor

@@ -31,8 +31,9 @@ type dockerManifest struct {
 
 // Save writes images as one archive that is an OCI layout and what `docker load` takes at once. refs are names, names
 // with digest, IDs, or names without tag for all of a repository's. The same images give the same bytes, on any host and
-// at any time: files come in order of name, with no times, and layers as they came.
-func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) (err error) {
+// at any time: files come in order of name, with no times, and layers as they came. only chooses platforms of each; none:
+// all that are on this host.
+func (s *Store) Save(ctx context.Context, refs []string, w io.Writer, only ...ocispec.Platform) (err error) {
 	if len(refs) == 0 {
 		return fault.New(fault.InvalidArgument, "no image to save was named")
 	}
@@ -62,36 +63,30 @@ func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) (err error
 		if err := s.leaseImage(ctx, img); err != nil {
 			return err
 		}
-		m, err := readManifest(ctx, cs, img.Manifest)
+		names := slices.Sorted(maps.Keys(chosen[id]))
+		roots, first, err := img.roots(only)
+		if err != nil {
+			return err
+		}
+		for _, root := range roots {
+			if err := s.everything(ctx, root, 0, func(b ocispec.Descriptor) { blobs[b.Digest] = b }); err != nil {
+				return err
+			}
+			if err := addNames(&index, root, names); err != nil {
+				return err
+			}
+		}
+		// For those who know no platforms, one has the names.
+		m, err := readManifest(ctx, cs, first)
 		if err != nil {
 			return err
 		}
 		dm := dockerManifest{Config: blobPath(m.Config.Digest), RepoTags: []string{}, Layers: []string{}}
-		if err := s.everything(ctx, img.Target, 0, func(b ocispec.Descriptor) { blobs[b.Digest] = b }); err != nil {
-			return err
-		}
 		for _, l := range m.Layers {
 			dm.Layers = append(dm.Layers, blobPath(l.Digest))
 		}
-		desc := ocispec.Descriptor{MediaType: img.Target.MediaType, Digest: img.Target.Digest, Size: img.Target.Size}
-		if img.OS != "" && len(img.Manifests) == 0 {
-			desc.Platform = &ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant}
-		}
-		for _, name := range slices.Sorted(maps.Keys(chosen[id])) {
-			named, err := reference.ParseNormalizedNamed(name)
-			if err != nil {
-				return err
-			}
-			dm.RepoTags = append(dm.RepoTags, reference.FamiliarString(named))
-			d := desc
-			d.Annotations = map[string]string{images.AnnotationImageName: name}
-			if t, ok := named.(reference.Tagged); ok {
-				d.Annotations[ocispec.AnnotationRefName] = t.Tag()
-			}
-			index.Manifests = append(index.Manifests, d)
-		}
-		if len(chosen[id]) == 0 {
-			index.Manifests = append(index.Manifests, desc)
+		for _, name := range names {
+			dm.RepoTags = append(dm.RepoTags, familiar(name))
 		}
 		manifests = append(manifests, dm)
 	}
@@ -125,6 +120,26 @@ func (s *Store) Save(ctx context.Context, refs []string, w io.Writer) (err error
 		}
 	}
 	return tw.Close()
+}
+
+// addNames lists a manifest or index in an archive's index under its names.
+func addNames(index *ocispec.Index, root ocispec.Descriptor, names []string) error {
+	if len(names) == 0 {
+		index.Manifests = append(index.Manifests, root)
+	}
+	for _, name := range names {
+		named, err := reference.ParseNormalizedNamed(name)
+		if err != nil {
+			return err
+		}
+		d := root
+		d.Annotations = map[string]string{images.AnnotationImageName: name}
+		if t, ok := named.(reference.Tagged); ok {
+			d.Annotations[ocispec.AnnotationRefName] = t.Tag()
+		}
+		index.Manifests = append(index.Manifests, d)
+	}
+	return nil
 }
 
 // choose adds what ref means to a save.

@@ -78,9 +78,9 @@ type Images interface {
 	Pull(ctx context.Context, ref, platform string, auth image.Auth, progress func(image.Progress)) (image.Image, error)
 	// Tags returns the tags that a registry has of a repository.
 	Tags(ctx context.Context, repository string, auth image.Auth) ([]string, error)
-	Push(ctx context.Context, ref string, auth image.Auth, progress func(image.Progress)) error
-	Load(ctx context.Context, r io.Reader, progress func(image.Progress)) ([]image.Image, error)
-	Save(ctx context.Context, refs []string, w io.Writer) error
+	Push(ctx context.Context, ref string, auth image.Auth, progress func(image.Progress), only ...ocispec.Platform) error
+	Load(ctx context.Context, r io.Reader, progress func(image.Progress), only ...ocispec.Platform) ([]image.Image, error)
+	Save(ctx context.Context, refs []string, w io.Writer, only ...ocispec.Platform) error
 	Import(ctx context.Context, r io.Reader, ref string, o image.ImportOptions) (image.Image, error)
 	Tag(ctx context.Context, source, target string) error
 	Remove(ctx context.Context, ref string, force, prune bool, inUse func(imageID string) []string) ([]image.Removed, error)

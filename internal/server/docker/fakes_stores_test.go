@@ -60,18 +60,21 @@ func (f *fakeImages) Pull(_ context.Context, ref, _ string, auth image.Auth, pro
 func (f *fakeImages) Tags(context.Context, string, image.Auth) ([]string, error) {
 	return []string{"1", "2"}, nil
 }
-func (f *fakeImages) Push(_ context.Context, ref string, _ image.Auth, progress func(image.Progress)) error {
+func (f *fakeImages) Push(_ context.Context, ref string, _ image.Auth, progress func(image.Progress), _ ...ocispec.Platform) error {
 	progress(image.Progress{Status: "The push refers to repository [" + ref + "]", Aux: map[string]string{"Digest": "sha256:1"}})
 	return nil
 }
-func (f *fakeImages) Load(_ context.Context, r io.Reader, progress func(image.Progress)) ([]image.Image, error) {
+func (f *fakeImages) Load(_ context.Context, r io.Reader, progress func(image.Progress), _ ...ocispec.Platform) ([]image.Image, error) {
 	b, _ := io.ReadAll(r)
 	if string(b) != "a tar" {
 		return nil, fault.New(fault.InvalidArgument, "unrecognized image format")
 	}
 	return []image.Image{{ID: "sha256:1", RepoTags: []string{"x:1"}}, {ID: "sha256:2"}}, nil
 }
-func (f *fakeImages) Save(_ context.Context, refs []string, w io.Writer) error {
+func (f *fakeImages) Save(_ context.Context, refs []string, w io.Writer, only ...ocispec.Platform) error {
+	for _, p := range only {
+		refs = append(refs, p.OS+"/"+p.Architecture)
+	}
 	_, err := io.WriteString(w, "tar of "+strings.Join(refs, ","))
 	return err
 }

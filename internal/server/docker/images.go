@@ -375,6 +375,10 @@ func download(ctx context.Context, src string) (io.ReadCloser, error) {
 }
 
 func (a *imageAPI) load(w *response, r *request) error {
+	only, err := r.platforms(1048)
+	if err != nil {
+		return err
+	}
 	out := newProgressStream(w)
 	out.mute = r.flagOr("quiet", true)
 	said := false
@@ -385,7 +389,7 @@ func (a *imageAPI) load(w *response, r *request) error {
 			return
 		}
 		out.progress(p)
-	})
+	}, only...)
 	for _, img := range images {
 		a.imageEvent("load", &img, img.ID)
 	}
@@ -410,6 +414,10 @@ func (a *imageAPI) save(w *response, r *request) error {
 	if len(names) == 0 {
 		return fault.New(fault.InvalidArgument, "no image names given: name them in the parameter names")
 	}
+	only, err := r.platforms(1048)
+	if err != nil {
+		return err
+	}
 	var images []image.Image
 	for _, name := range names {
 		found, err := a.meant(r.Context(), name)
@@ -419,7 +427,7 @@ func (a *imageAPI) save(w *response, r *request) error {
 		images = append(images, found...)
 	}
 	return sendTar(w, func(out io.Writer) error {
-		err := a.backend.Save(r.Context(), names, out)
+		err := a.backend.Save(r.Context(), names, out, only...)
 		if err == nil {
 			for _, img := range images {
 				a.imageEvent("save", &img, img.ID)
@@ -459,9 +467,15 @@ func (a *imageAPI) push(w *response, r *request) error {
 			return err
 		}
 	}
+	var only []ocispec.Platform
+	if p, err := r.platform(1046); err != nil {
+		return err
+	} else if p != nil {
+		only = append(only, *p)
+	}
 	out := newProgressStream(w)
 	for _, ref := range refs {
-		if err := a.backend.Push(r.Context(), ref, registryAuth(r), out.progress); err != nil {
+		if err := a.backend.Push(r.Context(), ref, registryAuth(r), out.progress, only...); err != nil {
 			return out.done(err)
 		}
 		familiar := familiarName(ref)

@@ -119,6 +119,27 @@ func (r *request) platform(since apiVersion) (*ocispec.Platform, error) {
 	return decodePlatform(s)
 }
 
+// platforms is platform for a parameter that may come several times, from version 1.52 on.
+func (r *request) platforms(since apiVersion) (out []ocispec.Platform, err error) {
+	if r.version < since {
+		return nil, nil
+	}
+	for _, s := range r.query["platform"] {
+		if s == "" {
+			continue
+		}
+		p, err := decodePlatform(s)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, *p)
+	}
+	if len(out) > 1 && r.version < 1052 {
+		return nil, fault.New(fault.InvalidArgument, "multiple platform parameters are not supported in this API version; use API version 1.52 or later")
+	}
+	return out, nil
+}
+
 func decodePlatform(s string) (*ocispec.Platform, error) {
 	var p ocispec.Platform
 	if err := json.Unmarshal([]byte(s), &p); err != nil {
