@@ -25,7 +25,7 @@ func (m *Manager) untilListening(ctx context.Context, c *ctr, sig syscall.Signal
 	if sig == syscall.SIGKILL || sig == syscall.SIGSTOP || !s.Running || s.Paused || s.Restarting || snap.Config.Host.PidMode != "" {
 		return
 	}
-	left := m.youth - time.Since(s.StartedAt)
+	left := m.youth - max(0, time.Since(s.StartedAt)) // the clock may have been set back
 	if left <= 0 {
 		return
 	}

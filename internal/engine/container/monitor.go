@@ -76,7 +76,7 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	if st.ExitedAt.IsZero() {
 		at = time.Now().UTC()
 	}
-	ran := at.Sub(c.rec.State.StartedAt)
+	ran := c.run.lasted(at.Sub(c.rec.State.StartedAt))
 	c.run.stopHealth()
 
 	s := &c.rec.State

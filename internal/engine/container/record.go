@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/sampan-cloud/sampan/internal/engine/events"
 	"github.com/sampan-cloud/sampan/internal/engine/logs/ship"
@@ -61,8 +62,19 @@ type ctr struct {
 
 // run is what belongs to one life of a container's process.
 type run struct {
+	began      time.Time     // when this daemon came to know of it
+	whole      bool          // which was when it was started
 	ended      chan struct{} // closed when the exit is handled: the log is complete
 	stopHealth func()
+}
+
+// lasted is how long the process ran; byClock is what the wall clock says, which may have been set meanwhile.
+func (r *run) lasted(byClock time.Duration) time.Duration {
+	seen := time.Since(r.began)
+	if r.whole {
+		return seen
+	}
+	return max(byClock, seen)
 }
 
 // snapshot returns the newest published state.

@@ -130,6 +130,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	laps.lap("start")
 	u.Done()
 	m.running(c, started)
+	c.run.whole = true
 	laps.lap("record")
 	m.log.Debug("container started", append([]any{"container", c.id}, laps.args...)...)
 	m.volumeEvents(&c.rec.Container, "mount")
@@ -174,7 +175,7 @@ func (m *Manager) running(c *ctr, st keeper.Status) {
 
 // begin makes what lives as long as the run. The caller holds c.mu.
 func (c *ctr) begin() {
-	c.run = &run{ended: make(chan struct{}), stopHealth: func() {}}
+	c.run = &run{began: time.Now(), ended: make(chan struct{}), stopHealth: func() {}}
 	c.attachedToRun(c.run)
 	var ended <-chan struct{} = c.run.ended
 	c.ended.Store(&ended)

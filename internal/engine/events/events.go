@@ -28,8 +28,12 @@ type Bus struct {
 	subs map[*subscription]struct{}
 }
 
+// waiting is how many events wait for a subscriber that does not read, before it is given up.
+const waiting = 16 << 10
+
 type subscription struct {
 	queue []Event
+	over  bool          // it was given up
 	wake  chan struct{} // capacity 1
 }
 
@@ -48,7 +52,10 @@ func (b *Bus) Publish(e Event) {
 		b.past = append(b.past[:0], b.past[len(b.past)-kept:]...)
 	}
 	for s := range b.subs {
-		s.queue = append(s.queue, e)
+		if s.queue = append(s.queue, e); len(s.queue) > waiting {
+			s.queue, s.over = nil, true
+			delete(b.subs, s)
+		}
 		select {
 		case s.wake <- struct{}{}:
 		default:
@@ -57,7 +64,8 @@ func (b *Bus) Publish(e Event) {
 }
 
 // Subscribe returns the remembered events not older than since (all for the zero time) and a channel with every later
-// one, which is closed when ctx ends. A subscriber that does not read for long costs memory, never events.
+// one, which is closed when ctx ends, or when thousands wait for a subscriber that does not read: it has missed some then,
+// and must not believe otherwise.
 func (b *Bus) Subscribe(ctx context.Context, since time.Time) (past []Event, next <-chan Event) {
 	s := &subscription{wake: make(chan struct{}, 1)}
 	b.mu.Lock()
@@ -82,9 +90,12 @@ func (b *Bus) Subscribe(ctx context.Context, since time.Time) (past []Event, nex
 		}()
 		for {
 			b.mu.Lock()
-			batch := s.queue
+			batch, over := s.queue, s.over
 			s.queue = nil
 			b.mu.Unlock()
+			if over {
+				return
+			}
 			for _, e := range batch {
 				select {
 				case out <- e:

@@ -96,12 +96,10 @@ func (a *eventAPI) stream(w *response, r *request) error {
 		defer timer.Stop()
 		end = timer.C
 	}
-	for next != nil || swarm != nil {
+	for {
 		select {
 		case e, open := <-next:
-			if !open {
-				next = nil
-			} else if !send(e) {
+			if !open || !send(e) { // closed to one that does not keep up: it must not believe it had them all
 				return nil
 			}
 		case e, open := <-swarm:
@@ -116,7 +114,6 @@ func (a *eventAPI) stream(w *response, r *request) error {
 			return nil
 		}
 	}
-	return nil
 }
 
 func wireEvent(e *events.Event, version apiVersion) any {

@@ -12,6 +12,7 @@ import (
 	"path"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -167,6 +168,12 @@ func (s *server) adapt(rt route) http.HandlerFunc {
 		if err != nil {
 			s.fail(res, hr, version, fault.New(fault.InvalidArgument, "malformed query: %w", err))
 			return
+		}
+		for name, values := range query {
+			if slices.ContainsFunc(values, func(v string) bool { return strings.Contains(v, "\x00") }) {
+				s.fail(res, hr, version, fault.New(fault.InvalidArgument, "malformed query: there is a zero byte in %q", name))
+				return
+			}
 		}
 		if rt.since > version {
 			s.fail(res, hr, version, fault.New(fault.NotFound, "page not found: API version %s or newer has it", rt.since))
