@@ -19,7 +19,7 @@ import (
 func (m *Manager) takeSubnet(n *Network, r ipam.Request, v6 bool) error {
 	var avoid []netip.Prefix
 	n.limit(&r, v6)
-	if !r.Subnet.IsValid() {
+	if !r.Given() {
 		var err error
 		if avoid, err = m.routed(n.Link); err != nil {
 			return err

@@ -184,7 +184,8 @@ func (m *Manager) DefaultOptions(driver string) map[string]string {
 type Usage struct{ InUse, Available uint64 }
 
 // Usage tells of the subnets of a network of this host.
-func (m *Manager) Usage(nameOrID string) map[netip.Prefix]Usage {
+func (m *Manager) Usage(ctx context.Context, nameOrID string) map[netip.Prefix]Usage {
+	m.tear.wait(ctx) // the addresses of containers that have just gone
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := map[netip.Prefix]Usage{}

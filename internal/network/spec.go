@@ -51,8 +51,8 @@ func checkSpec(s *Spec) error {
 	}
 	var errs []error
 	for _, c := range s.IPAM {
-		if c.Subnet.IsValid() {
-			errs = append(errs, ipam.Check(ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}))
+		if r := (ipam.Request{Subnet: c.Subnet, Range: c.Range, Gateway: c.Gateway, Aux: c.Aux}); r.Given() {
+			errs = append(errs, ipam.Check(r))
 		}
 	}
 	return errors.Join(errs...)

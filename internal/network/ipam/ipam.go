@@ -39,7 +39,9 @@ var (
 
 // Request describes a subnet to be taken.
 type Request struct {
-	Subnet  netip.Prefix // invalid: one is cut from the pools
+	// Subnet, if it is invalid, is one that is cut from the pools; with an unspecified address (0.0.0.0/24, ::/96) one of
+	// that size.
+	Subnet  netip.Prefix
 	Range   netip.Prefix
 	Gateway netip.Addr // invalid: the first address, or none at all with NoGateway
 	Aux     map[string]netip.Addr
@@ -49,6 +51,9 @@ type Request struct {
 	// that lead to one physical network share its subnet so.
 	Shared bool
 }
+
+// Given reports whether the subnet is asked for by its address.
+func (r Request) Given() bool { return r.Subnet.IsValid() && !r.Subnet.Addr().IsUnspecified() }
 
 // Space is the address space of a host: which subnets and addresses are taken.
 type Space struct {
@@ -147,8 +152,8 @@ func Check(r Request) error {
 // shared ones; one that is cut from the pools does not overlap with those of avoid (the host's routes) either. v6 chooses
 // the family of one that is cut; without IPv6 pools it is a random unique local one.
 func (s *Space) Take(owner string, r Request, v6 bool, avoid []netip.Prefix) (*Subnet, error) {
-	if !r.Subnet.IsValid() {
-		p, err := s.cut(v6, avoid)
+	if !r.Given() {
+		p, err := s.cut(v6, r.Subnet.Bits(), avoid)
 		if err != nil {
 			return nil, err
 		}
@@ -264,7 +269,8 @@ func (n *Subnet) Status() (inUse, available uint64) {
 	return uint64(len(n.used)), available
 }
 
-func (s *Space) cut(v6 bool, avoid []netip.Prefix) (netip.Prefix, error) {
+// cut takes a free subnet from the pools, of the pools' sizes or, if size is above 0, of that.
+func (s *Space) cut(v6 bool, size int, avoid []netip.Prefix) (netip.Prefix, error) {
 	free := func(p netip.Prefix) (blocker netip.Prefix, ok bool) {
 		for t := range s.subnets {
 			if t.prefix.Overlaps(p) {
@@ -284,6 +290,11 @@ func (s *Space) cut(v6 bool, avoid []netip.Prefix) (netip.Prefix, error) {
 			continue
 		}
 		none = false
+		if size > 0 {
+			if pool.Size = size; size < pool.Base.Bits() {
+				continue
+			}
+		}
 		for p := netip.PrefixFrom(pool.Base.Addr(), pool.Size); p.IsValid() && pool.Base.Contains(p.Addr()); {
 			blocker, ok := free(p)
 			if ok {

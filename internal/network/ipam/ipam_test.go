@@ -267,3 +267,16 @@ func TestStatusOfBigAndSmallSubnets(t *testing.T) {
 		}
 	}
 }
+
+func TestSubnetOfASize(t *testing.T) {
+	s := space(t, ipam.Pool{Base: prefix("10.0.0.0/16"), Size: 20}, ipam.Pool{Base: prefix("fd00:1::/48"), Size: 64})
+	for _, c := range []struct{ ask, want string }{{"0.0.0.0/24", "10.0.0.0/24"}, {"0.0.0.0/24", "10.0.1.0/24"}, {"::/96", "fd00:1::/96"}, {"0.0.0.0/17", "10.0.128.0/17"}} {
+		n, err := s.Take("net", ipam.Request{Subnet: prefix(c.ask)}, prefix(c.ask).Addr().Is6(), nil)
+		if err != nil || n.Prefix != prefix(c.want) {
+			t.Errorf("%s: %v, %v, want %s", c.ask, n, err, c.want)
+		}
+	}
+	if _, err := s.Take("net", ipam.Request{Subnet: prefix("0.0.0.0/8")}, false, nil); !errors.Is(err, ipam.ErrNoSubnet) {
+		t.Errorf("more than there is: %v", err)
+	}
+}

@@ -114,7 +114,7 @@ type Networks interface {
 	Get(nameOrID string) (network.Network, error)
 	List() []network.Network
 	// Usage is of the subnets of a network of this host.
-	Usage(nameOrID string) map[netip.Prefix]network.Usage
+	Usage(ctx context.Context, nameOrID string) map[netip.Prefix]network.Usage
 	// DefaultOptions are those of new networks of a driver that are not given others.
 	DefaultOptions(driver string) map[string]string
 }

@@ -231,7 +231,7 @@ func (f *fakeNetworks) List() (out []network.Network) {
 	return out
 }
 
-func (f *fakeNetworks) Usage(id string) map[netip.Prefix]network.Usage {
+func (f *fakeNetworks) Usage(_ context.Context, id string) map[netip.Prefix]network.Usage {
 	out := map[netip.Prefix]network.Usage{}
 	for _, c := range f.all[id].Subnets {
 		out[c.Subnet] = network.Usage{InUse: 3, Available: 253}

@@ -206,7 +206,7 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 	}
 	if r.version >= 1052 {
 		out.Status = &apinetwork.Status{IPAM: apinetwork.IPAMStatus{Subnets: apinetwork.SubnetStatuses{}}}
-		for subnet, u := range a.local.Usage(n.id()) {
+		for subnet, u := range a.local.Usage(r.Context(), n.id()) {
 			out.Status.IPAM.Subnets[subnet] = apinetwork.SubnetStatus{IPsInUse: u.InUse, DynamicIPsAvailable: u.Available}
 		}
 	}
