@@ -11,7 +11,7 @@ import (
 func TestClockIsSet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := &run{began: time.Now(), whole: true}
-		time.Sleep(3 * time.Second)
+		<-time.After(3 * time.Second) // of the bubble's own clock
 		for name, byClock := range map[string]time.Duration{"not": 3 * time.Second, "ahead": 24 * time.Hour, "back": -24 * time.Hour} {
 			if got := r.lasted(byClock); got != 3*time.Second {
 				t.Errorf("set %s: it ran for %v, want 3s", name, got)
