@@ -52,7 +52,7 @@ func (a *buildAPI) forward(w *response, r *request) error {
 
 // session is forward for a client's own side of a build.
 func (a *buildAPI) session(w *response, r *request) error {
-	if r.Header.Get("Upgrade") != "" && r.Header.Get("X-Docker-Expose-Session-Uuid") == "" {
+	if strings.EqualFold(r.Header.Get("Upgrade"), "h2c") && r.Header.Get("X-Docker-Expose-Session-Uuid") == "" {
 		return fault.New(fault.InvalidArgument, "the request names no session: the header X-Docker-Expose-Session-Uuid is missing")
 	}
 	return a.forward(w, r)

@@ -5,10 +5,13 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/build"
+	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
 // fakeBuilder stands for the program that builds.
@@ -73,5 +76,19 @@ func TestBuildPruneRules(t *testing.T) {
 	}
 	if d, err := keepDuration(filters{}); err != nil || d != 0 {
 		t.Errorf("%v, %v", d, err)
+	}
+}
+
+// TestSessionsAskForTheirProtocol: what is wrong with a request for a session is told in the order of asking.
+func TestSessionsAskForTheirProtocol(t *testing.T) {
+	for upgrade, says := range map[string]string{"": "no upgrade proto", "foo": "protocol foo not supported", "h2c": "names no session"} {
+		r := httptest.NewRequest("POST", "/session", nil)
+		if upgrade != "" {
+			r.Header.Set("Upgrade", upgrade)
+		}
+		err := (&buildAPI{}).session(nil, &request{Request: r, version: maxVersion})
+		if !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v", upgrade, err)
+		}
 	}
 }
