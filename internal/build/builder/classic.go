@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -112,8 +113,9 @@ func (c *classic) read() {
 		return
 	}
 	c.planned = true
-	if stages := c.file.stages(); len(stages) > 0 {
+	if stages, args := c.file.stages(); len(stages) > 0 {
 		c.plan = newPlan(stages)
+		c.plan.declare(args)
 	}
 }
 
@@ -127,6 +129,9 @@ func (c *classic) done(id string) error {
 	if c.read(); c.plan != nil {
 		for _, i := range c.plan.remaining(c.req.Target) {
 			c.say(i)
+		}
+		if unused := c.plan.undeclared(c.req.Args); len(unused) > 0 {
+			_ = c.text(fmt.Sprintf("[Warning] One or more build-args %v were not consumed\n", unused))
 		}
 	}
 	if id == "" {
@@ -191,6 +196,7 @@ var missingFile = regexp.MustCompile(`^failed to compute cache key: .*: "([^"]+)
 type plan struct {
 	lines  []line
 	stages []planStage
+	args   map[string]bool // that are declared by ARG, or need not be
 }
 
 type line struct {
@@ -209,7 +215,10 @@ type planStage struct {
 }
 
 func newPlan(stages []instructions.Stage) *plan {
-	p := &plan{}
+	p := &plan{args: map[string]bool{}}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "FTP_PROXY", "NO_PROXY", "ALL_PROXY"} {
+		p.args[name], p.args[strings.ToLower(name)] = true, true
+	}
 	known := map[string]bool{}
 	for i, s := range stages {
 		st := planStage{name: s.Name, from: len(p.lines)}
@@ -228,6 +237,9 @@ func newPlan(stages []instructions.Stage) *plan {
 			case *instructions.AddCommand, *instructions.CopyCommand, *instructions.RunCommand, *instructions.WorkdirCommand:
 				st.layers = append(st.layers, len(p.lines))
 			}
+			if arg, ok := cmd.(*instructions.ArgCommand); ok {
+				p.declare([]instructions.ArgCommand{*arg})
+			}
 			text := cmd.Name()
 			if s, ok := cmd.(fmt.Stringer); ok {
 				text = s.String()
@@ -239,6 +251,26 @@ func newPlan(stages []instructions.Stage) *plan {
 		known[strings.ToLower(s.Name)] = s.Name != ""
 	}
 	return p
+}
+
+func (p *plan) declare(args []instructions.ArgCommand) {
+	for _, a := range args {
+		for _, kv := range a.Args {
+			p.args[kv.Key] = true
+		}
+	}
+}
+
+// undeclared returns those of the arguments given that no instruction asks for.
+func (p *plan) undeclared(given map[string]*string) []string {
+	var out []string
+	for name, value := range given {
+		if value != nil && !p.args[name] && !strings.HasPrefix(name, "BUILDKIT_") {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // upTo returns the lines to be shown now that step n of the stage begins.

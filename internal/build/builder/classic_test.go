@@ -103,6 +103,11 @@ Successfully tagged app:2
 	if text != "sha256:"+strings.Repeat("b", 64)+"\n" {
 		t.Errorf("quiet: %q", text)
 	}
+	one := "1"
+	text, _, _ = show(t, &build.Request{Args: map[string]*string{"V": &one, "X": &one, "Y": nil, "A": &one, "http_proxy": &one}}, dockerfile, []string{"[one 1/2] FROM base"}, nil)
+	if !strings.Contains(text, "[Warning] One or more build-args [A X] were not consumed\n") {
+		t.Errorf("arguments that nothing asks for:\n%s", text)
+	}
 	// What a base image adds (ONBUILD) moves the numbers.
 	text, _, _ = show(t, &build.Request{}, "FROM base\nRUN own\n", []string{"[1/3] FROM base", "[2/3] ONBUILD RUN theirs|theirs\n", "[3/3] RUN own|own\n"}, nil)
 	if !strings.HasPrefix(text, "Step 1/2 : FROM base\ntheirs\nStep 2/2 : RUN own\nown\n") {
@@ -138,14 +143,14 @@ func TestDockerfileOutOfAContext(t *testing.T) {
 		if _, err := io.Copy(io.Discard, p); err != nil {
 			t.Fatal(err)
 		}
-		if s := p.stages(); len(s) != 1 || len(s[0].Commands) != 1 {
+		if s, _ := p.stages(); len(s) != 1 || len(s[0].Commands) != 1 {
 			t.Errorf("%s asked for as %q: %v", name, asked, s)
 		}
 	}
 	p := watchFor(io.NopCloser(strings.NewReader("FROM no tar\n")), "")
 	b, err := io.ReadAll(p)
-	if err != nil || string(b) != "FROM no tar\n" || p.stages() != nil {
-		t.Errorf("what is no archive: %q, %v, %v", b, err, p.stages())
+	if s, _ := p.stages(); err != nil || string(b) != "FROM no tar\n" || s != nil {
+		t.Errorf("what is no archive: %q, %v, %v", b, err, s)
 	}
 }
 
@@ -157,7 +162,7 @@ func FuzzFindInTar(f *testing.F) {
 		if err != nil || !bytes.Equal(got, b) {
 			t.Errorf("the context was changed on its way: %v", err)
 		}
-		if stages := p.stages(); len(stages) > 0 {
+		if stages, _ := p.stages(); len(stages) > 0 {
 			newPlan(stages)
 		}
 	})

@@ -87,19 +87,20 @@ func findInTar(r io.Reader, name string) []byte {
 	}
 }
 
-// stages waits for the Dockerfile and returns what it says; nothing if it is not there or not right.
-func (p *passing) stages() []instructions.Stage {
+// stages waits for the Dockerfile and returns what it says, and what it declares before the first stage; nothing if it is
+// not there or not right.
+func (p *passing) stages() ([]instructions.Stage, []instructions.ArgCommand) {
 	<-p.done
 	if p.text == nil {
-		return nil
+		return nil, nil
 	}
 	file, err := parser.Parse(bytes.NewReader(p.text))
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	stages, _, err := instructions.Parse(file.AST, nil)
+	stages, args, err := instructions.Parse(file.AST, nil)
 	if err != nil {
-		return nil
+		return nil, nil
 	}
-	return stages
+	return stages, args
 }
