@@ -163,12 +163,16 @@ func (c *classic) done(id string) error {
 }
 
 // failedStep is how BuildKit tells of a step that failed.
-var failedStep = regexp.MustCompile(`process "(.*)" did not complete successfully: exit code: (\d+)`)
+var failedStep = regexp.MustCompile(`process ("(?:[^"\\]|\\.)*") did not complete successfully: exit code: (\d+)`)
 
 // failure tells of an error in the classic builder's words.
 func (c *classic) failure(err error) {
 	if m := failedStep.FindStringSubmatch(err.Error()); m != nil && !errors.Is(err, context.Canceled) {
-		c.out.fail(fmt.Sprintf("The command '%s' returned a non-zero code: %s", m[1], m[2]), number(m[2]))
+		command, err := strconv.Unquote(m[1])
+		if err != nil {
+			command = m[1]
+		}
+		c.out.fail(fmt.Sprintf("The command '%s' returned a non-zero code: %s", command, m[2]), number(m[2]))
 		return
 	}
 	text := plain(err)

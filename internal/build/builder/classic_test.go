@@ -121,6 +121,7 @@ func TestClassicFailures(t *testing.T) {
 		code      int
 	}{
 		{`failed to solve: process "/bin/sh -c exit 7" did not complete successfully: exit code: 7`, "The command '/bin/sh -c exit 7' returned a non-zero code: 7", 7},
+		{`process "/bin/sh -c echo \"a\" && false" did not complete successfully: exit code: 1`, `The command '/bin/sh -c echo "a" && false' returned a non-zero code: 1`, 1},
 		{`failed to solve: failed to compute cache key: failed to calculate checksum of ref a::b: "/x": not found`, "COPY failed: file not found in build context or excluded by .dockerignore: stat x: file does not exist", 0},
 		{"failed to solve: something else", "something else", 0},
 	} {
