@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"context"
 	"net/http"
 
 	apiswarm "github.com/moby/moby/api/types/swarm"
@@ -9,29 +10,46 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
-// secretAPI serves secrets and configs, which differ in that a secret's data is never shown.
-type secretAPI struct{ swarm Swarm }
+// secretRoutes serve secrets and configs, which differ in that a secret's data is never shown.
+func secretRoutes(swarm Swarm) []route {
+	secrets := &blobAPI[*cloud.Secret]{swarm: swarm, kind: "secret",
+		create: Cluster.CreateSecret, update: Cluster.UpdateSecret, remove: Cluster.RemoveSecret, get: Cluster.GetSecret, list: Cluster.ListSecrets,
+		spec: func(s *cloud.Secret) (string, *cloud.SecretSpec) { return s.ID, &s.Spec }, wire: wireSecret}
+	configs := &blobAPI[*cloud.Config]{swarm: swarm, kind: "config",
+		create: Cluster.CreateConfig, update: Cluster.UpdateConfig, remove: Cluster.RemoveConfig, get: Cluster.GetConfig, list: Cluster.ListConfigs,
+		spec: func(c *cloud.Config) (string, *cloud.SecretSpec) { return c.ID, &c.Spec }, wire: wireConfigObject}
+	return append(secrets.routes("/secrets", 1025), configs.routes("/configs", 1030)...)
+}
 
-func (a *secretAPI) routes() []route {
+// blobAPI serves the objects of one kind that are a name, labels and data: what the cluster does with them, and how they
+// are shown.
+type blobAPI[T any] struct {
+	swarm  Swarm
+	kind   string
+	create func(c Cluster, ctx context.Context, spec cloud.SecretSpec) (id string, err error)
+	update func(c Cluster, ctx context.Context, id string, version uint64, spec cloud.SecretSpec) error
+	remove func(c Cluster, ctx context.Context, ref string) error
+	get    func(c Cluster, ctx context.Context, ref string) (T, error)
+	list   func(c Cluster, ctx context.Context) ([]T, error)
+	spec   func(T) (id string, spec *cloud.SecretSpec)
+	wire   func(T) any
+}
+
+func (a *blobAPI[T]) routes(path string, since apiVersion) []route {
 	return []route{
-		{method: "GET", pattern: "/secrets", serve: a.listSecrets, since: 1025},
-		{method: "POST", pattern: "/secrets/create", serve: a.createSecret, since: 1025},
-		{method: "GET", pattern: "/secrets/{id}", serve: a.inspectSecret, since: 1025},
-		{method: "DELETE", pattern: "/secrets/{id}", serve: a.removeSecret, since: 1025},
-		{method: "POST", pattern: "/secrets/{id}/update", serve: a.updateSecret, since: 1025},
-		{method: "GET", pattern: "/configs", serve: a.listConfigs, since: 1030},
-		{method: "POST", pattern: "/configs/create", serve: a.createConfig, since: 1030},
-		{method: "GET", pattern: "/configs/{id}", serve: a.inspectConfig, since: 1030},
-		{method: "DELETE", pattern: "/configs/{id}", serve: a.removeConfig, since: 1030},
-		{method: "POST", pattern: "/configs/{id}/update", serve: a.updateConfig, since: 1030},
+		{method: "GET", pattern: path, serve: a.serveList, since: since},
+		{method: "POST", pattern: path + "/create", serve: a.serveCreate, since: since},
+		{method: "GET", pattern: path + "/{id}", serve: a.serveInspect, since: since},
+		{method: "DELETE", pattern: path + "/{id}", serve: a.serveRemove, since: since},
+		{method: "POST", pattern: path + "/{id}/update", serve: a.serveUpdate, since: since},
 	}
 }
 
-func wireSecret(s *cloud.Secret) apiswarm.Secret {
+func wireSecret(s *cloud.Secret) any {
 	return apiswarm.Secret{ID: s.ID, Meta: wireMeta(&s.Meta), Spec: apiswarm.SecretSpec{Annotations: apiswarm.Annotations{Name: s.Spec.Name, Labels: mapping(s.Spec.Labels)}}}
 }
 
-func wireConfigObject(c *cloud.Config) apiswarm.Config {
+func wireConfigObject(c *cloud.Config) any {
 	return apiswarm.Config{ID: c.ID, Meta: wireMeta(&c.Meta), Spec: apiswarm.ConfigSpec{Annotations: apiswarm.Annotations{Name: c.Spec.Name, Labels: mapping(c.Spec.Labels)}, Data: c.Spec.Data}}
 }
 
@@ -44,28 +62,6 @@ func secretFilters(r *request) (func(id string, spec *cloud.SecretSpec) bool, er
 	return func(id string, spec *cloud.SecretSpec) bool {
 		return f.prefix("id", id) && f.prefix("name", spec.Name) && f.is("names", spec.Name) && f.labels("label", spec.Labels)
 	}, nil
-}
-
-func (a *secretAPI) listSecrets(w *response, r *request) error {
-	wanted, err := secretFilters(r)
-	if err != nil {
-		return err
-	}
-	cluster, err := a.swarm.Cluster()
-	if err != nil {
-		return err
-	}
-	secrets, err := cluster.ListSecrets(r.Context())
-	if err != nil {
-		return err
-	}
-	out := []apiswarm.Secret{}
-	for _, s := range secrets {
-		if wanted(s.ID, &s.Spec) {
-			out = append(out, wireSecret(s))
-		}
-	}
-	return writeJSON(w, http.StatusOK, out)
 }
 
 // decodeSecret reads the body of a create or update of a secret, or of a config, which is the same less the driver.
@@ -83,63 +79,7 @@ func decodeSecret(r *request) (cloud.SecretSpec, error) {
 	return cloud.SecretSpec{Name: body.Name, Labels: body.Labels, Data: body.Data}, nil
 }
 
-func (a *secretAPI) createSecret(w *response, r *request) error {
-	spec, err := decodeSecret(r)
-	if err != nil {
-		return err
-	}
-	cluster, err := a.swarm.Cluster()
-	if err != nil {
-		return err
-	}
-	id, err := cluster.CreateSecret(r.Context(), spec)
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusCreated, apiswarm.SecretCreateResponse{ID: id})
-}
-
-func (a *secretAPI) inspectSecret(w *response, r *request) error {
-	cluster, err := a.swarm.Cluster()
-	if err != nil {
-		return err
-	}
-	s, err := cluster.GetSecret(r.Context(), r.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	return writeJSON(w, http.StatusOK, wireSecret(s))
-}
-
-func (a *secretAPI) removeSecret(w *response, r *request) error {
-	cluster, err := a.swarm.Cluster()
-	if err != nil {
-		return err
-	}
-	return noContent(w, cluster.RemoveSecret(r.Context(), r.PathValue("id")))
-}
-
-func (a *secretAPI) updateSecret(w *response, r *request) error {
-	spec, err := decodeSecret(r)
-	if err != nil {
-		return err
-	}
-	version, err := r.objectVersion("secret")
-	if err != nil {
-		return err
-	}
-	cluster, err := a.swarm.Cluster()
-	if err != nil {
-		return err
-	}
-	s, err := cluster.GetSecret(r.Context(), r.PathValue("id"))
-	if err != nil {
-		return err
-	}
-	return ok(w, cluster.UpdateSecret(r.Context(), s.ID, version, spec))
-}
-
-func (a *secretAPI) listConfigs(w *response, r *request) error {
+func (a *blobAPI[T]) serveList(w *response, r *request) error {
 	wanted, err := secretFilters(r)
 	if err != nil {
 		return err
@@ -148,20 +88,20 @@ func (a *secretAPI) listConfigs(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	configs, err := cluster.ListConfigs(r.Context())
+	all, err := a.list(cluster, r.Context())
 	if err != nil {
 		return err
 	}
-	out := []apiswarm.Config{}
-	for _, c := range configs {
-		if wanted(c.ID, &c.Spec) {
-			out = append(out, wireConfigObject(c))
+	out := []any{}
+	for _, one := range all {
+		if wanted(a.spec(one)) {
+			out = append(out, a.wire(one))
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)
 }
 
-func (a *secretAPI) createConfig(w *response, r *request) error {
+func (a *blobAPI[T]) serveCreate(w *response, r *request) error {
 	spec, err := decodeSecret(r)
 	if err != nil {
 		return err
@@ -170,39 +110,39 @@ func (a *secretAPI) createConfig(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	id, err := cluster.CreateConfig(r.Context(), spec)
+	id, err := a.create(cluster, r.Context(), spec)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusCreated, apiswarm.ConfigCreateResponse{ID: id})
+	return writeJSON(w, http.StatusCreated, apiswarm.SecretCreateResponse{ID: id}) // a config's is the same
 }
 
-func (a *secretAPI) inspectConfig(w *response, r *request) error {
+func (a *blobAPI[T]) serveInspect(w *response, r *request) error {
 	cluster, err := a.swarm.Cluster()
 	if err != nil {
 		return err
 	}
-	c, err := cluster.GetConfig(r.Context(), r.PathValue("id"))
+	one, err := a.get(cluster, r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, wireConfigObject(c))
+	return writeJSON(w, http.StatusOK, a.wire(one))
 }
 
-func (a *secretAPI) removeConfig(w *response, r *request) error {
+func (a *blobAPI[T]) serveRemove(w *response, r *request) error {
 	cluster, err := a.swarm.Cluster()
 	if err != nil {
 		return err
 	}
-	return noContent(w, cluster.RemoveConfig(r.Context(), r.PathValue("id")))
+	return noContent(w, a.remove(cluster, r.Context(), r.PathValue("id")))
 }
 
-func (a *secretAPI) updateConfig(w *response, r *request) error {
+func (a *blobAPI[T]) serveUpdate(w *response, r *request) error {
 	spec, err := decodeSecret(r)
 	if err != nil {
 		return err
 	}
-	version, err := r.objectVersion("config")
+	version, err := r.objectVersion(a.kind)
 	if err != nil {
 		return err
 	}
@@ -210,9 +150,10 @@ func (a *secretAPI) updateConfig(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	c, err := cluster.GetConfig(r.Context(), r.PathValue("id"))
+	one, err := a.get(cluster, r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}
-	return ok(w, cluster.UpdateConfig(r.Context(), c.ID, version, spec))
+	id, _ := a.spec(one)
+	return ok(w, a.update(cluster, r.Context(), id, version, spec))
 }

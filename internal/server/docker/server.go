@@ -96,7 +96,7 @@ func routes(cfg Config) []route {
 		(&nodeAPI{swarm: cfg.Swarm}).routes(),
 		(&serviceAPI{swarm: cfg.Swarm}).routes(),
 		(&taskAPI{swarm: cfg.Swarm}).routes(),
-		(&secretAPI{swarm: cfg.Swarm}).routes(),
+		secretRoutes(cfg.Swarm),
 		(&buildAPI{builder: cfg.Builder}).routes(),
 		(&distributionAPI{registry: cfg.Registry, host: cfg.Host}).routes(),
 		unserved(),
