@@ -3,7 +3,8 @@ package build
 // HeaderRequest carries a Request, as JSON, to the builder. The body of that request is the context, if it has one.
 const HeaderRequest = "X-Sampan-Build"
 
-// Request is a build as /build asks for it.
+// Request is a build as /build asks for it. It has a field for each of the parameters that /build knows, which is why
+// it is long.
 type Request struct {
 	Version     string // "1": the stream of the classic builder; "2": BuildKit's
 	ID          string // for /build/cancel; "upload-request:ID" brings the context of the build ID

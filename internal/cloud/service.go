@@ -71,7 +71,8 @@ type TaskSpec struct {
 	ForceUpdate  uint64              `json:"forceUpdate,omitempty"`
 }
 
-// ContainerSpec is what the engine runs for a task.
+// ContainerSpec is what the engine runs for a task. It is long because the Docker Engine API gives a service's
+// container that many settings.
 type ContainerSpec struct {
 	Image           string            `json:"image"`
 	PullAuth        string            `json:"pullAuth,omitempty"` // X-Registry-Auth as the client sent it (base64 JSON); kept out of every answer

@@ -26,8 +26,9 @@ import (
 
 // Manager owns the networks of a host. It is safe for concurrent use.
 //
-// A change of one sandbox is made under that sandbox's lock (sandbox.op), so that the kernel works for many of them at a
-// time; what is known of all of them (books) is under mu, which is never held over work in a sandbox.
+// A change of one sandbox is made under that sandbox's lock (sandbox.op), so that the kernel works for many of them at
+// a time; what is known of all of them (books) is under mu, which is never held over work in a sandbox. Its parts are
+// types of their own; it is long because it is where they meet.
 type Manager struct {
 	cfg  Config
 	log  *slog.Logger

@@ -112,7 +112,7 @@ type EndpointSpec struct {
 	Task string
 }
 
-// Endpoint is one interface of a sandbox.
+// Endpoint is one interface of a sandbox. It is everything that inspect shows of one, which is why it is long.
 type Endpoint struct {
 	ID          string // 64 hex digits
 	NetworkID   string

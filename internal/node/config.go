@@ -18,7 +18,7 @@ import (
 )
 
 // Config is everything that can be set about a daemon, checked by Validate. The names of flags and of keys in the
-// configuration file are dockerd's.
+// configuration file are dockerd's. It has a field for each of them, which is why it is long.
 type Config struct {
 	Hosts        []string // where the API listens: unix://PATH, tcp://ADDR:PORT, fd:// is not offered
 	DataRoot     string   // what outlives a boot: images, containers, volumes, networks, the cluster's state
@@ -186,7 +186,7 @@ func ParseAddressPool(text string) (AddressPool, error) {
 	return p, nil
 }
 
-// configFile is the JSON of --config-file, with dockerd's keys.
+// configFile is the JSON of --config-file, with dockerd's keys. It has a field for each key, which is why it is long.
 type configFile struct {
 	networkFile
 	Hosts        []string          `json:"hosts"`

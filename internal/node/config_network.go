@@ -41,7 +41,8 @@ func defaultNetworkConfig() NetworkConfig {
 	return NetworkConfig{ICC: true, IPMasq: true, IPForward: true, IPTables: true, IP6Tables: true, UserlandProxy: true}
 }
 
-// networkFile is the part of the configuration file about networks, with dockerd's keys.
+// networkFile is the part of the configuration file about networks, with dockerd's keys. It has a field for each key,
+// which is why it is long.
 type networkFile struct {
 	Bridge             *string                      `json:"bridge"`
 	IPv6               *bool                        `json:"ipv6"`

@@ -27,7 +27,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/node/membership"
 )
 
-// Node is a running host.
+// Node is a running host. It holds every part of the daemon, as the composition root does, and nothing else.
 type Node struct {
 	cfg  Config
 	log  *slog.Logger

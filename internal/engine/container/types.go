@@ -10,8 +10,9 @@ import (
 	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
-// Config is what a container was created from. After creation only Update and Rename change it.
-// Field meanings are those of Docker's Engine API (ContainerConfig and HostConfig of its swagger), in domain types.
+// Config is what a container was created from. After creation only Update and Rename change it. Field meanings are
+// those of Docker's Engine API (ContainerConfig and HostConfig of its swagger), in domain types. It has a field for
+// each of theirs, which is why it, HostConfig, Resources and Mount are long.
 type Config struct {
 	Name         string
 	Image        string // as the user named it
@@ -66,7 +67,8 @@ type PortBinding struct {
 	HostPortEnd uint16
 }
 
-// HostConfig is the part of the configuration that depends on the host.
+// HostConfig is the part of the configuration that depends on the host. Its fields are those of the API's HostConfig,
+// in groups where they belong together.
 type HostConfig struct {
 	Binds           []string // SRC:DST[:OPTS] as given, for inspect; the parsed form is Mounts
 	Mounts          []Mount
@@ -119,7 +121,7 @@ type HostConfig struct {
 	Resources Resources
 }
 
-// Resources limit what a container uses. Zero means no limit.
+// Resources limit what a container uses. Zero means no limit. A field for each limit that the API knows.
 type Resources struct {
 	NanoCPUs           int64 // billionths of a core
 	CPUShares          int64
@@ -178,7 +180,7 @@ const (
 	MountImage  MountType = "image"
 )
 
-// Mount asks for a mount.
+// Mount asks for a mount. One type for all kinds of mounts, as in the API; what belongs to one kind says so.
 type Mount struct {
 	Type         MountType
 	Source       string
@@ -322,7 +324,8 @@ type HealthResult struct {
 	Output     string
 }
 
-// Container is a container as inspect shows it: a copy, free of locks.
+// Container is a container as inspect shows it: a copy, free of locks. It is everything that inspect shows, which is
+// why it is long.
 type Container struct {
 	ID              string
 	Created         time.Time

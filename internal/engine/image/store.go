@@ -56,7 +56,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Store holds the images of this host. It is safe for concurrent use; one process at a time may have a root open.
+// Store holds the images of this host. It is safe for concurrent use; one process at a time may have a root open. Its
+// fields are containerd's stores and the locks between them, which cannot be had apart.
 type Store struct {
 	cfg     Config
 	log     *slog.Logger

@@ -9,8 +9,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
-// Image is an image on this host, as one of its platforms shows it. ID is the digest of its manifest or, where it is made
-// for several platforms, of its index, as Docker shows it since version 29.
+// Image is an image on this host, as one of its platforms shows it. ID is the digest of its manifest or, where it is
+// made for several platforms, of its index, as Docker shows it since version 29. It is everything that inspect and list
+// show, which is why it is long.
 type Image struct {
 	ID           string             // sha256:…
 	Target       ocispec.Descriptor // its manifest or index

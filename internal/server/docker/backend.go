@@ -231,7 +231,7 @@ type Host interface {
 	Info() HostInfo
 }
 
-// HostInfo is what info shows that no other backend knows.
+// HostInfo is what info shows that no other backend knows. It has a field for each of them, which is why it is long.
 type HostInfo struct {
 	ID                            string
 	Name                          string

@@ -79,7 +79,8 @@ type Config struct {
 	Stopped func()
 }
 
-// Store is a state.Store on an embedded etcd member.
+// Store is a state.Store on an embedded etcd member. A member's life (its server, its mirror, its leadership) is one
+// thing, and its locks are between them.
 type Store struct {
 	*mirror.Store
 	mirror *mirror.Mirror

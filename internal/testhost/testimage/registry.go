@@ -19,7 +19,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/registry"
 )
 
-// Faults say how a registry misbehaves. They may be changed at any time with Server.Set.
+// Faults say how a registry misbehaves. They may be changed at any time with Server.Set. It has a field for each, which
+// is why it is long.
 type Faults struct {
 	// Bearer makes it ask for a token of its own token service, which gives one to anybody, or, with User set, to User
 	// with Password only.
