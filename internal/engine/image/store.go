@@ -66,18 +66,23 @@ type Store struct {
 	db      *metadata.DB
 	layers  snapshots.Snapshotter // the one below db's, to be closed
 
-	index     index
+	index    index
+	rootfs   rootfsTable
+	removals sync.WaitGroup // folders being deleted in the background
+	exclusion
+
+	stop   context.CancelFunc
+	closed context.Context
+}
+
+// exclusion keeps pieces of work apart.
+type exclusion struct {
 	naming    sync.Mutex    // of changes to image records
 	keys      keyedMutex    // of blobs and chains being made
 	unpackers chan struct{} // slots of layers being extracted
 	loading   sync.Mutex    // one load or import of an archive at a time: their partial blobs are named by path
 	removing  sync.Mutex    // one removal at a time
 	gcMu      sync.Mutex
-	rootfs    rootfsTable
-	removals  sync.WaitGroup // folders being deleted in the background
-
-	stop   context.CancelFunc
-	closed context.Context
 }
 
 // Open opens or creates the store under cfg.Root. It reads the names of images and nothing of their content, so that it
@@ -144,7 +149,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: metadata: %w", err)
 	}
 	db := metadata.NewDB(bdb, cs, map[string]snapshots.Snapshotter{snapshotter: sn})
-	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn, unpackers: make(chan struct{}, unpackers())}
+	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn, exclusion: exclusion{unpackers: make(chan struct{}, unpackers())}}
 	s.closed, s.stop = context.WithCancel(context.Background())
 	ctx := s.ns(s.closed)
 	if err := db.Init(ctx); err != nil {

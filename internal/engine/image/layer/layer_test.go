@@ -308,7 +308,7 @@ func (t tree) want() map[string]string {
 func TestRandomLayersStackAsTheSpecificationSays(t *testing.T) {
 	requireRoot(t)
 	unix.Umask(unix.Umask(0o077)) // whatever it is
-	rounds := 25
+	rounds := 12
 	if testing.Short() {
 		rounds = 8
 	}
