@@ -45,7 +45,8 @@ func (m *Manager) untilListening(ctx context.Context, c *ctr, sig syscall.Signal
 }
 
 // listens reports whether a process does anything about a signal: catches, blocks or ignores it. One that is gone, or of
-// which that cannot be known, does.
+// which that cannot be known, does. The runtime's init does not, though it catches them all: the program that it is about
+// to become would never get the signal, and be ended by it before its first instruction.
 func (h *host) listens(pid int, sig syscall.Signal) bool {
 	b, err := os.ReadFile(filepath.Join(h.procRoot, strconv.Itoa(pid), "status"))
 	if err != nil {
@@ -53,6 +54,9 @@ func (h *host) listens(pid int, sig syscall.Signal) bool {
 	}
 	for line := range strings.Lines(string(b)) {
 		name, value, _ := strings.Cut(line, ":")
+		if name == "Name" && strings.HasPrefix(strings.TrimSpace(value), "runc:[") {
+			return false
+		}
 		if name != "SigBlk" && name != "SigIgn" && name != "SigCgt" {
 			continue
 		}

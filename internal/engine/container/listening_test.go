@@ -17,9 +17,10 @@ func TestSignalsWaitForYoungPrograms(t *testing.T) {
 	if err := os.Mkdir(filepath.Dir(status), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	name := "x"
 	write := func(blocked, ignored, caught uint64) {
 		t.Helper()
-		text := fmt.Sprintf("Name:\tx\nSigBlk:\t%016x\nSigIgn:\t%016x\nSigCgt:\t%016x\n", blocked, ignored, caught)
+		text := fmt.Sprintf("Name:\t%s\nSigBlk:\t%016x\nSigIgn:\t%016x\nSigCgt:\t%016x\n", name, blocked, ignored, caught)
 		if err := os.WriteFile(status+".new", []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -36,6 +37,13 @@ func TestSignalsWaitForYoungPrograms(t *testing.T) {
 	if m.host.listens(77, syscall.SIGTERM) || !m.host.listens(77, syscall.SIGHUP) || !m.host.listens(78, syscall.SIGTERM) {
 		t.Error("who listens to what is read wrongly")
 	}
+	name = "runc:[2:INIT]" // whose signals are not the program's
+	write(0, 0, term)
+	if m.host.listens(77, syscall.SIGTERM) {
+		t.Error("the runtime's init is taken for the program")
+	}
+	name = "x"
+	write(0, 0, 1<<(syscall.SIGHUP-1))
 	done := make(chan struct{})
 	go func() {
 		m.untilListening(t.Context(), c, syscall.SIGTERM)
