@@ -73,6 +73,7 @@ func (a *buildAPI) build(w *response, r *request) error {
 	w.Header().Set("Connection", "close")
 	r.Header.Set(build.HeaderRequest, string(head))
 	r.Header.Del("X-Registry-Config")
+	r.Header.Del("Upgrade") // a build is no stream of its own, whatever the client asks for
 	r.URL.RawQuery = ""
 	return a.builder.Forward(w, r.Request)
 }

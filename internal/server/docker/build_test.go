@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -25,7 +26,7 @@ func (f *fakeBuilder) Forward(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return json.NewEncoder(w).Encode(map[string]string{"path": r.URL.Path, "request": r.Header.Get(build.HeaderRequest), "body": string(body)})
+	return json.NewEncoder(w).Encode(map[string]string{"path": r.URL.Path, "upgrade": r.Header.Get("Upgrade"), "request": r.Header.Get(build.HeaderRequest), "body": string(body)})
 }
 
 func (f *fakeBuilder) Usage(context.Context) ([]build.Record, error) { return f.records, nil }
@@ -90,5 +91,22 @@ func TestSessionsAskForTheirProtocol(t *testing.T) {
 		if !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%q: %v", upgrade, err)
 		}
+	}
+}
+
+// A client that asks to upgrade the connection of a build gets its build all the same.
+func TestBuildIsNoTunnel(t *testing.T) {
+	l := newLab(t)
+	conn, err := net.Dial("unix", l.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := io.WriteString(conn, "POST /build?t=a HTTP/1.1\r\nHost: docker\r\nContent-Length: 1\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n0"); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(conn) // which is closed: no request follows a build's
+	if err != nil || !strings.Contains(string(answer), `"upgrade":""`) {
+		t.Errorf("%q %v", answer, err)
 	}
 }
