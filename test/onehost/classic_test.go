@@ -53,6 +53,11 @@ func TestClassicBuild(t *testing.T) {
 	if err != nil || !strings.HasPrefix(out, "sha256:") || strings.Contains(out, "\n") {
 		t.Errorf("quiet: %q, %v", out, err)
 	}
+	out, err = build("FROM "+image+"\nRUN cat /etc/hosts\n", "--no-cache", "--add-host", "named:1.2.3.4", "--add-host", "gateway:host-gateway", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	contains(t, "hosts", out, "1.2.3.4\tnamed\n", "172.17.0.1\tgateway\n")
 	_, err = build("FROM "+image+"\nRUN exit 7\n", "-")
 	if exitCode(err) != 7 || !strings.Contains(err.Error(), "The command '/bin/sh -c exit 7' returned a non-zero code: 7") {
 		t.Errorf("a failing step: %v", err)

@@ -61,6 +61,7 @@ type Builder struct {
 	grpc       *grpc.Server
 	host       *grpc.ClientConn
 	contexts   *contexts
+	gateway    string // what host-gateway stands for
 	jobs       jobs
 	// Gone is closed when the daemon's end of the connection is closed: there is nothing left to do then but to end.
 	Gone <-chan struct{}
@@ -78,7 +79,7 @@ func New(ctx context.Context, cfg Config) (_ *Builder, err error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Builder{log: cfg.Logger, contexts: newContexts()}
+	b := &Builder{log: cfg.Logger, contexts: newContexts(), gateway: cfg.HostGateway}
 	var closers []func() error
 	defer func() {
 		if err != nil {

@@ -192,3 +192,15 @@ func TestNamesOfWhatIsBuilt(t *testing.T) {
 		}
 	}
 }
+
+func TestExtraHosts(t *testing.T) {
+	got, err := extraHosts([]string{"a:1.2.3.4", "b:::1", "gw:host-gateway"}, "172.17.0.1")
+	if err != nil || got != "a=1.2.3.4,b=::1,gw=172.17.0.1" {
+		t.Errorf("%q, %v", got, err)
+	}
+	for _, bad := range []string{"a", ":1.2.3.4", "a:", "gw:host-gateway"} {
+		if got, err := extraHosts([]string{bad}, ""); err == nil {
+			t.Errorf("%q became %q", bad, got)
+		}
+	}
+}

@@ -42,7 +42,7 @@ func (b *Builder) serveBuild(w http.ResponseWriter, r *http.Request) error {
 	}
 	url, drop := b.contexts.put(body)
 	defer drop()
-	solve, err := solveRequest(&req, url)
+	solve, err := solveRequest(&req, url, b.gateway)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return nil
@@ -118,8 +118,9 @@ func (s *statuses) SendMsg(m any) error {
 	return nil
 }
 
-// solveRequest puts a request into BuildKit's words; contextURL is where the context is, if the request brought it along.
-func solveRequest(r *build.Request, contextURL string) (*controlapi.SolveRequest, error) {
+// solveRequest puts a request into BuildKit's words; contextURL is where the context is, if the request brought it along;
+// gateway is what host-gateway stands for.
+func solveRequest(r *build.Request, contextURL, gateway string) (*controlapi.SolveRequest, error) {
 	attrs := map[string]string{"image-resolve-mode": pb.AttrImageResolveModePreferLocal}
 	set := func(key, value string) {
 		if value != "" {
@@ -169,7 +170,11 @@ func solveRequest(r *build.Request, contextURL string) (*controlapi.SolveRequest
 	default:
 		return nil, fault.New(fault.InvalidArgument, "network mode %q not supported by buildkit: steps of a build are on the default bridge, or on host or none", r.Network)
 	}
-	set("add-hosts", strings.Join(r.ExtraHosts, ","))
+	hosts, err := extraHosts(r.ExtraHosts, gateway)
+	if err != nil {
+		return nil, err
+	}
+	set("add-hosts", hosts)
 	if r.ShmSize > 0 {
 		attrs["shm-size"] = strconv.FormatInt(r.ShmSize, 10)
 	}
@@ -191,6 +196,24 @@ func solveRequest(r *build.Request, contextURL string) (*controlapi.SolveRequest
 		}
 	}
 	return req, nil
+}
+
+// extraHosts puts NAME:ADDRESS, Docker's form, into BuildKit's.
+func extraHosts(list []string, gateway string) (string, error) {
+	var out []string
+	for _, h := range list {
+		name, address, ok := strings.Cut(h, ":")
+		if !ok || name == "" || address == "" {
+			return "", fault.New(fault.InvalidArgument, "invalid host %s: want NAME:ADDRESS", h)
+		}
+		if address == "host-gateway" {
+			if address = gateway; gateway == "" {
+				return "", fault.New(fault.InvalidArgument, "unable to derive the IP value for host-gateway")
+			}
+		}
+		out = append(out, name+"="+address)
+	}
+	return strings.Join(out, ","), nil
 }
 
 // exporterOf chooses where the result goes.
