@@ -50,7 +50,10 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 	}
 	if cfg.User != "" {
 		// Who is not there is told of now: the start answers with a stream.
-		if _, err := lookupUser(m.runningRootfs(c.id), cfg.User, nil); err != nil {
+		switch _, err := lookupUser(m.runningRootfs(c.id), cfg.User, nil); {
+		case err != nil && fault.KindOf(err) == fault.Internal && processGone(err):
+			return "", fault.New(fault.Conflict, "container %s is not running", c.id) // it has just ended
+		case err != nil:
 			return "", err
 		}
 	}
