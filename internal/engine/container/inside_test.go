@@ -396,7 +396,7 @@ func TestOutputEndsWhenTheEndIsHandled(t *testing.T) {
 		}
 		_ = s.Close()
 	}
-	b.networks.detaching = nil
+	close(release) // the removal of the containers gives networks up too
 }
 
 // TestBareNamesAreNotSet: -e NAME of a name that the client's environment lacks takes it away from the process.
