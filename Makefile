@@ -3,6 +3,8 @@ SHELL    := /bin/bash
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT   ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# Compose, which sampan carries, tells its own version.
+COMPOSE  := -X github.com/docker/compose/v5/internal.Version=$(shell go list -m -f '{{.Version}}' github.com/docker/compose/v5 2>/dev/null)
 STATIC   := seccomp osusergo netgo
 # What building and running takes beside Go, on Debian. Set DEPS=0 to leave the machine's packages alone.
 PACKAGES := gcc libc6-dev libseccomp-dev pkg-config
@@ -17,7 +19,7 @@ deps: ## install the Debian packages that are missing (says which)
 
 build: deps ## build bin/sampand, bin/sampan, bin/sampan-builder, bin/sampan-keeper and bin/sampan-init
 	@mkdir -p bin
-	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/sampand ./cmd/sampan ./cmd/sampan-builder
+	CGO_ENABLED=0 go build -ldflags '$(LDFLAGS) $(COMPOSE)' -o bin/ ./cmd/sampand ./cmd/sampan ./cmd/sampan-builder
 	CGO_ENABLED=1 go build -tags '$(STATIC)' -ldflags '$(LDFLAGS) -extldflags "-static"' -o bin/sampan-keeper ./cmd/sampan-keeper
 	gcc -static -Os -s -Wall -Wextra -Werror -o bin/sampan-init cmd/sampan-init/init.c
 

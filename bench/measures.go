@@ -20,8 +20,11 @@ const (
 
 func measures() []measure {
 	return []measure{
-		{name: "run --rm on bridge", unit: "ms", goal: "≤ 0.35", hosts: 1, sample: runOne},
-		{name: "ten run --rm at once", unit: "ms", goal: "≤ 0.35", hosts: 1, sample: runTen},
+		{name: "run --rm on bridge", unit: "ms", goal: "≤ 0.20", hosts: 1, sample: runOne},
+		{name: "ten run --rm at once", unit: "ms", goal: "≤ 0.20", hosts: 1, sample: runTen},
+		{name: "create, start and exit through the API", unit: "ms", goal: "≤ 35 ms", hosts: 1, sample: runAPI},
+		{name: "last 20 of 200 starts, as a share of the first 20's rate (more is better)", unit: "", goal: "≥ 0.80", hosts: 1, fresh: true, samples: 1, higher: true, sample: startCrowd},
+		{name: "memory added by each of 200 sleeping containers", unit: "MB", goal: "≤ 1 MB", hosts: 1, fresh: true, samples: 1, sample: crowdMemory},
 		{name: "daemon ready on an empty host", unit: "ms", goal: "< 500 ms", hosts: 1, fresh: true, samples: 5, sample: ready},
 		{name: "idle memory of all own processes", unit: "MB", goal: "≤ 0.60", hosts: 1, fresh: true, samples: 3, sample: idle},
 		{name: "memory added by a sleeping container", unit: "MB", goal: "≤ 0.20", hosts: 1, fresh: true, samples: 3, sample: perContainer},
@@ -31,7 +34,8 @@ func measures() []measure {
 		{name: "recovery of a lost host's replicas", unit: "ms", goal: "≤ 5000 ms", hosts: 3, fresh: true, samples: 3, sample: recovery},
 		{name: "load of a 500 MB image", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: loadBig},
 		{name: "pull of a 500 MB image", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: pullBig},
-		{name: "exec", unit: "ms", goal: "≤ 0.3", hosts: 1, sample: execOne},
+		{name: "exec through the API", unit: "ms", goal: "≤ 0.3", hosts: 1, sample: execAPI},
+		{name: "exec through the command", unit: "ms", goal: "≤ 0.3", hosts: 1, sample: execOne},
 		{name: "logs of 1 GB through the API", unit: "ms", goal: "≤ 0.5", hosts: 1, samples: 3, sample: logsAPI},
 		{name: "logs of 1 GB through the command", unit: "ms", goal: "", hosts: 1, samples: 3, sample: logsCommand},
 		{name: "cp of a 512 MB file into a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpFileIn},

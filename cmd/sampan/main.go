@@ -140,7 +140,7 @@ func newRoot(docker *command.DockerCli) (*cobra.Command, *flags.ClientOptions) {
 	root.Annotations["additionalHelp"] = "The daemon is sampand. SAMPAN_HOST names the one to speak to, before DOCKER_HOST; the default is\n" + defaultHost + ".\n"
 	root.Flags().BoolP("version", "v", false, "Print version information and quit")
 	commands.AddCommands(root, docker)
-	root.AddCommand(newDoctorCommand())
+	root.AddCommand(newDoctorCommand(), newComposeCommand(docker))
 	for _, c := range root.Commands() {
 		switch c.Name() {
 		case "version":
