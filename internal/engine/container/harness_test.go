@@ -101,6 +101,7 @@ type bed struct {
 	networks *nsNetworks
 	bus      *events.Bus
 	m        *Manager
+	wrap     func(Keeper) Keeper // puts something between manager and keeper, from the next open on
 }
 
 func newBed(t testing.TB) *bed {
@@ -131,13 +132,20 @@ func (b *bed) open() {
 		b.t.Fatal(err)
 	}
 	b.m, err = New(ManagerConfig{Root: filepath.Join(b.dir, "containers"), ExecRoot: filepath.Join(b.dir, "run"), CgroupParent: b.cgroup,
-		Logger: testLog(b.t), Keeper: b.client, Images: b.images, Volumes: vols, Networks: b.networks, Events: b.bus})
+		Logger: testLog(b.t), Keeper: b.keeper(), Images: b.images, Volumes: vols, Networks: b.networks, Events: b.bus})
 	if err != nil {
 		b.t.Fatal(err)
 	}
 	if err := b.m.Restore(b.t.Context()); err != nil {
 		b.t.Fatal(err)
 	}
+}
+
+func (b *bed) keeper() Keeper {
+	if b.wrap == nil {
+		return b.client
+	}
+	return b.wrap(b.client)
 }
 
 func (b *bed) close() {

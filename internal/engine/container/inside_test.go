@@ -770,7 +770,9 @@ func (endedKeeper) Pause(context.Context, string) error {
 func TestCommitOfOneThatEnds(t *testing.T) {
 	b := newBed(t)
 	id := b.run(Config{}, "wait")
-	b.m.Keeper = endedKeeper{b.m.Keeper}
+	b.leave()
+	b.wrap = func(k Keeper) Keeper { return endedKeeper{k} }
+	b.back()
 	if _, err := b.m.Commit(t.Context(), id, image.CommitRequest{Ref: "new:1"}, true); err != nil {
 		t.Error(err)
 	}
