@@ -122,7 +122,7 @@ func redis(t *testing.T, h *testhost.Host) {
 	}
 	Docker(t, h, "exec", "cache", "redis-cli", "set", "k", "after")
 	pid := Docker(t, h, "inspect", "-f", "{{.State.Pid}}", "cache")
-	Docker(t, h, "exec", "cache", "redis-cli", "shutdown", "save") // it ends, and is started again by its policy
+	Docker(t, h, "exec", "-d", "cache", "redis-cli", "shutdown", "save") // it ends, the exec with it, and is started again
 	changed(t, h, pid, "inspect", "-f", "{{.State.Pid}}", "cache")
 	eventually(t, h, "after", "exec", "cache", "redis-cli", "get", "k")
 	// From another container, by name.
