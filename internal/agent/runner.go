@@ -450,8 +450,15 @@ func (r *runner) restartHere(ctx context.Context) bool {
 	return true
 }
 
+// lastCalls is how long a task on networks goes on after the last node has stopped sending it requests: connections made
+// a moment before may not have been accepted yet, and the kernel resets those when the program stops listening.
+const lastCalls = 200 * time.Millisecond
+
 // stop ends the task on request.
 func (r *runner) stop(ctx context.Context) {
+	if t, _, _ := r.look(); t != nil && len(t.Networks) > 0 && !pause(ctx, lastCalls) {
+		return
+	}
 	if !r.stopContainer(ctx) {
 		return
 	}
