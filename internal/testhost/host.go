@@ -147,9 +147,8 @@ func (h *Host) DaemonPID() int { return pidIn(filepath.Join(h.Dir, "sampand.pid"
 // KeeperPID is the keeper's process ID, 0 when it does not run.
 func (h *Host) KeeperPID() int {
 	for _, pid := range h.Processes() {
-		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-		line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && strings.Contains(exe+string(line), "sampan-keeper") && !bytes.Contains(line, []byte("\x00init")) {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && bytes.HasPrefix(line, []byte("sampan-keeper\x00serve\x00")) {
 			return pid
 		}
 	}
