@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	cfs "github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -412,6 +413,11 @@ func (s *Store) Keep(ctx context.Context, containerIDs []string) error {
 		}
 	}
 	errs = append(errs, s.GC(ctx))
+	// Of layers that the database does not have any more, the folders: who collected them may have been killed before
+	// these were gone, and a collection looks for them only if it removes a layer itself.
+	if c, ok := s.layers.(snapshots.Cleaner); ok {
+		errs = append(errs, c.Cleanup(ctx))
+	}
 	return errors.Join(errs...)
 }
 

@@ -517,6 +517,26 @@ func TestRootfsIsPreparedOnceAndRemovedTwice(t *testing.T) {
 	wantKind(t, err, fault.NotFound, "has no root file system")
 }
 
+// TestKeepRemovesWhatARemovalLeft: a process killed between a layer's end in the database and that of its folder leaves
+// the folder, and the next one removes it.
+func TestKeepRemovesWhatARemovalLeft(t *testing.T) {
+	s := open(t)
+	img := load(t, s, plain("left:1"))[0]
+	left := filepath.Join(s.cfg.Root, "overlayfs/snapshots/4711")
+	if err := os.MkdirAll(filepath.Join(left, "fs/etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Keep(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(left); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("what a removal left is there: %v", err)
+	}
+	if err := s.PrepareRootfs(t.Context(), "c", img.ID); err != nil {
+		t.Errorf("an image that is there cannot be run: %v", err)
+	}
+}
+
 func TestKeepRemovesTheRest(t *testing.T) {
 	s := open(t)
 	img := load(t, s, plain("k:1"))[0]
