@@ -32,7 +32,7 @@ demo: build ## three hosts on this machine, one cloud, the shop on it; KEEP=1 le
 	@bin/demo $(if $(KEEP),-keep)
 
 test: build ## every test; says what it skips without root
-	@scripts/test
+	@DEPS=$(DEPS) scripts/test
 
 bench: build ## measure beside docker.io's dockerd, write docs/performance.md
 	@scripts/bench

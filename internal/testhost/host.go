@@ -39,6 +39,9 @@ func (h *Host) ExecRoot() string { return filepath.Join(h.Dir, "exec") }
 // DockerHost is what DOCKER_HOST takes to reach the host's daemon.
 func (h *Host) DockerHost() string { return "unix://" + h.Socket }
 
+// CLI is the docker command that drives the hosts of the lab: Docker's own, or sampan where that is not installed.
+func (h *Host) CLI() string { return h.lab.CLI }
+
 // CgroupParent is the group under which everything of this host is.
 func (h *Host) CgroupParent() string { return "/" + h.lab.Name + "-" + h.Name }
 

@@ -87,7 +87,7 @@ func eventually(t *testing.T, h *testhost.Host, want string, args ...string) str
 	t.Helper()
 	var out string
 	labtest.Eventually(t, 60*time.Second, fmt.Sprintf("docker %s prints %q", strings.Join(args, " "), want), func(ctx context.Context) error {
-		cmd := exec.CommandContext(ctx, "docker", append([]string{"-H", h.DockerHost()}, args...)...)
+		cmd := exec.CommandContext(ctx, h.CLI(), append([]string{"-H", h.DockerHost()}, args...)...)
 		text, err := cmd.CombinedOutput() // what a server logs is on either
 		if out = string(text); err == nil && !strings.Contains(out, want) {
 			err = fmt.Errorf("it prints %q", out)
