@@ -51,6 +51,8 @@ type Process struct {
 	Process   json.RawMessage `json:"process"` // OCI process (specs.Process)
 	Terminal  bool            `json:"terminal"`
 	OpenStdin bool            `json:"openStdin"`
+	// Attach: somebody will attach to it. What it prints before is kept; more than can be kept holds it up.
+	Attach bool `json:"attach,omitempty"`
 }
 
 // Status is what the keeper knows of a container or exec.

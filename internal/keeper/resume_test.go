@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -52,7 +54,7 @@ func TestAttachGoesOnWithTheNextKeeper(t *testing.T) {
 					case "exec":
 						s = h.spec("sleep")
 						h.run(s)
-						p, err := h.c.Exec(h.ctx(), keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("spew", strconv.Itoa(n)))})
+						p, err := h.c.Exec(h.ctx(), keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("spew", strconv.Itoa(n))), Attach: true})
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -88,6 +90,38 @@ func TestAttachGoesOnWithTheNextKeeper(t *testing.T) {
 				})
 			}
 			h.t = t
+		})
+	}
+}
+
+// What an exec prints before its client attaches is not lost, however late that is; a keeper that takes over in between
+// goes on waiting.
+func TestExecWaitsForItsClient(t *testing.T) {
+	for name, end := range map[string]func(*host){"undisturbed": nil, "killed": ends["killed"], "upgraded": ends["upgraded"]} {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			const n = 6 << 20
+			s := h.spec("sleep")
+			h.run(s)
+			p := keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("spew", strconv.Itoa(n))), Attach: true}
+			if _, err := h.c.Exec(h.ctx(), p); err != nil {
+				t.Fatal(err)
+			}
+			spool := filepath.Join(h.root, "keeper", "io", s.ID, "exec", p.ExecID, "stdout.spool")
+			h.eventually("as much is kept as can be", func() bool {
+				fi, err := os.Stat(spool)
+				return err == nil && fi.Size() > 900<<10
+			})
+			if end != nil {
+				end(h)
+			}
+			got, _ := readAll(t, h.attach(keeper.AttachOptions{ID: s.ID, ExecID: p.ExecID, Stdout: true, Stderr: true}))
+			if want := spew(n); got != string(want) {
+				t.Errorf("%d bytes came, want %d; they are the same up to %d", len(got), n, same([]byte(got), want))
+			}
+			if st := h.exit(s.ID, p.ExecID); !st.ExitUnknown {
+				mustExit(t, st, 0)
+			}
 		})
 	}
 }

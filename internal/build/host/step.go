@@ -127,7 +127,7 @@ func (s *stepService) exec(st stream) error {
 		return fault.New(fault.InvalidArgument, "an exec begins with its start")
 	}
 	if _, err := s.Keeper.Exec(ctx, keeper.Process{Container: start.Id, ExecID: start.ExecId, Process: start.Document, Terminal: start.Terminal,
-		OpenStdin: start.Stdin}); err != nil {
+		OpenStdin: start.Stdin, Attach: true}); err != nil {
 		return err
 	}
 	defer func() {

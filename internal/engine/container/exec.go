@@ -165,7 +165,7 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o E
 			return err
 		}
 	}
-	st, err := m.runExec(ctx, e, c, o.Size)
+	st, err := m.runExec(ctx, e, c, o)
 	if err != nil {
 		code := startExitCode(err)
 		if code == startFailed { // a shell's word for "found and not run"
@@ -183,8 +183,8 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o E
 	return nil
 }
 
-func (m *Manager) runExec(ctx context.Context, e *execution, c *Container, size [2]uint16) (keeper.Status, error) {
-	p, err := m.execProcess(c, &e.cfg, size)
+func (m *Manager) runExec(ctx context.Context, e *execution, c *Container, o ExecStartOptions) (keeper.Status, error) {
+	p, err := m.execProcess(c, &e.cfg, o.Size)
 	if err != nil {
 		return keeper.Status{}, err
 	}
@@ -192,7 +192,9 @@ func (m *Manager) runExec(ctx context.Context, e *execution, c *Container, size 
 	if err != nil {
 		return keeper.Status{}, err
 	}
-	return m.Keeper.Exec(ctx, keeper.Process{Container: c.ID, ExecID: e.id, Process: raw, Terminal: e.cfg.Tty, OpenStdin: e.cfg.AttachStdin})
+	return m.Keeper.Exec(ctx, keeper.Process{
+		Container: c.ID, ExecID: e.id, Process: raw, Terminal: e.cfg.Tty, OpenStdin: e.cfg.AttachStdin, Attach: !o.Detach,
+	})
 }
 
 // execProcess is an exec's process: the container's, with what the exec changes.

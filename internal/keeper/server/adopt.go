@@ -182,7 +182,7 @@ func (s *Server) adoptContainer(id string, given handed) error {
 // resumeProc goes on with a process where the keeper before stopped.
 func (s *Server) resumeProc(c *container, p *proc, given handed) {
 	t := p.target()
-	p.fan.adopt(given.attached[t])
+	p.fan.adopt(given.attached[t], p.spooled(int(wire.FrameStdout))+p.spooled(int(wire.FrameStderr)))
 	if p.rec.Status.State == keeper.Exited { // told and drained
 		for _, stream := range []int{1, 2} {
 			p.fan.begin(stream, p.spooled(stream))

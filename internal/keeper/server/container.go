@@ -258,7 +258,7 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 	}
 	u.Add(func() error { return os.RemoveAll(dir) })
 	p := s.newProc(dir, record{
-		ID: req.Container, ExecID: req.ExecID, Terminal: req.Terminal, OpenStdin: req.OpenStdin, StdinOnce: true,
+		ID: req.Container, ExecID: req.ExecID, Terminal: req.Terminal, OpenStdin: req.OpenStdin, StdinOnce: true, Attach: req.Attach,
 		Status: keeper.Status{ID: req.Container, ExecID: req.ExecID, State: keeper.Running, StartedAt: time.Now().UTC()},
 	})
 	lc, err := c.runtime()

@@ -30,6 +30,8 @@ type fanout struct {
 	clients     map[*subscriber]struct{}
 	sent        [3]int64 // how far each stream has come
 	keepBacklog bool
+	// first is closed when the first client has come; nil if none is expected, or no longer.
+	first       chan struct{}
 	backlog     []chunk
 	backlogSize int
 	ended       bool
@@ -40,8 +42,14 @@ type fanout struct {
 	returned  chan struct{}
 }
 
-func newFanout(keepBacklog bool) *fanout {
-	return &fanout{clients: map[*subscriber]struct{}{}, keepBacklog: keepBacklog, stall: stallLimit}
+// newFanout makes one that keeps for the first client what is sent before it comes, if asked to; if such a client is
+// expected, who sends more than is kept is held up until it comes, but no longer than for one that takes nothing.
+func newFanout(keepBacklog, expectClient bool) *fanout {
+	f := &fanout{clients: map[*subscriber]struct{}{}, keepBacklog: keepBacklog, stall: stallLimit}
+	if expectClient {
+		f.first = make(chan struct{})
+	}
+	return f
 }
 
 // begin says how far a stream has come before the first send.
@@ -51,11 +59,15 @@ func (f *fanout) begin(stream int, at int64) {
 	f.sent[stream] = at
 }
 
-// adopt says that there was a keeper before, of whose clients so many come back.
-func (f *fanout) adopt(clients int) {
+// adopt says that there was a keeper before, which took so many bytes, and of whose clients so many come back.
+func (f *fanout) adopt(clients int, taken int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.unread, f.keepBacklog = f.keepBacklog, false
+	if f.first != nil && clients == 0 && taken <= keptForClients {
+		clients = 1 // the one that is expected may not have come yet
+	}
+	f.first = nil
 	if f.returning = clients; clients > 0 {
 		f.returned = make(chan struct{})
 	}
@@ -94,6 +106,7 @@ func (f *fanout) mayAskAgain() bool {
 // send gives data to everyone attached. A client whose queue is full is waited for; one that takes nothing for the
 // stall limit is dropped.
 func (f *fanout) send(stream int, data []byte) {
+	f.awaitFirst(len(data))
 	f.mu.Lock()
 	f.sent[stream] += int64(len(data))
 	if len(f.clients) == 0 && !f.keepBacklog {
@@ -119,6 +132,26 @@ func (f *fanout) send(stream int, data []byte) {
 	}
 }
 
+// awaitFirst waits for a client that is expected, if n bytes more cannot be kept for it.
+func (f *fanout) awaitFirst(n int) {
+	f.mu.Lock()
+	first := f.first
+	full := f.backlogSize+n > backlogLimit
+	f.mu.Unlock()
+	if first == nil || !full {
+		return
+	}
+	bound := time.NewTimer(f.stall)
+	defer bound.Stop()
+	select {
+	case <-first:
+	case <-bound.C:
+		f.mu.Lock()
+		f.first = nil
+		f.mu.Unlock()
+	}
+}
+
 // add attaches a client and says at which place of each stream it begins: where the streams are now, or with the backlog
 // for the first one. One that was attached to the keeper before names the places that it has come to: what it lacks is
 // read again by replay.
@@ -128,7 +161,7 @@ func (f *fanout) add(stdout, stderr bool, places []int64, replay func(stream int
 	defer f.mu.Unlock()
 	from = f.sent
 	again := len(places) == len(from)
-	if again && f.returning > 0 {
+	if (again || f.unread) && f.returning > 0 {
 		if f.returning--; f.returning == 0 {
 			defer close(f.returned)
 		}
@@ -162,6 +195,10 @@ func (f *fanout) add(stdout, stderr bool, places []int64, replay func(stream int
 		}
 	}
 	f.unread, f.keepBacklog, f.backlog, f.backlogSize = false, false, nil, 0
+	if f.first != nil {
+		close(f.first)
+		f.first = nil
+	}
 	if f.ended {
 		s.end("")
 	} else {

@@ -1,9 +1,11 @@
 package server
 
 import (
+	"bytes"
 	"strings"
 	"testing"
 	"testing/synctest"
+	"time"
 )
 
 // drainTo reads a client's queue to its end.
@@ -27,7 +29,7 @@ func attached(f *fanout, stdout, stderr bool) *subscriber {
 
 func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFanout(false)
+		f := newFanout(false, false)
 		lazy, eager := attached(f, true, true), attached(f, true, true)
 		got := make(chan string)
 		go func() {
@@ -50,7 +52,7 @@ func TestClientThatDoesNotReadIsDropped(t *testing.T) {
 
 func TestSlowClientLosesNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFanout(false)
+		f := newFanout(false, false)
 		s := attached(f, true, false)
 		go func() {
 			for range 100 {
@@ -68,7 +70,7 @@ func TestSlowClientLosesNothing(t *testing.T) {
 }
 
 func TestBacklogIsForTheFirst(t *testing.T) {
-	f := newFanout(true)
+	f := newFanout(true, false)
 	f.send(1, []byte("before"))
 	f.send(1, make([]byte, backlogLimit)) // does not fit: not kept
 	first := attached(f, true, true)
@@ -84,4 +86,41 @@ func TestBacklogIsForTheFirst(t *testing.T) {
 	if text, reason := drainTo(attached(f, true, true)); text != "" || reason != "" {
 		t.Errorf("after the end: %q %q", text, reason)
 	}
+}
+
+// What an exec prints before its client has attached comes to that client, however much it is.
+func TestFirstClientGetsEverything(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFanout(true, true)
+		go func() {
+			for i := range 100 {
+				f.send(1, bytes.Repeat([]byte{byte('a' + i%26)}, 64<<10))
+			}
+			f.end()
+		}()
+		synctest.Wait() // it is held up
+		text, reason := drainTo(attached(f, true, true))
+		if len(text) != 100*64<<10 || reason != "" {
+			t.Fatalf("%d bytes came, want %d (%q)", len(text), 100*64<<10, reason)
+		}
+		for i := range len(text) {
+			if want := byte('a' + i/(64<<10)%26); text[i] != want {
+				t.Fatalf("byte %d is %q, want %q", i, text[i], want)
+			}
+		}
+	})
+}
+
+// An exec whose client never comes goes on after a while.
+func TestNobodyAttaches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFanout(true, true)
+		began := time.Now()
+		for range 100 {
+			f.send(1, make([]byte, 64<<10))
+		}
+		if held := time.Since(began); held != stallLimit {
+			t.Errorf("it was held up for %v, want %v once", held, stallLimit)
+		}
+	})
 }

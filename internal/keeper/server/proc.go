@@ -41,7 +41,7 @@ func (s *Server) newProc(dir string, rec record) *proc {
 	if rec.ExecID != "" {
 		log = log.With("exec", rec.ExecID)
 	}
-	return &proc{dir: dir, log: log, taking: &s.program.taking, fan: newFanout(rec.ExecID != ""), gone: make(chan struct{}), rec: rec}
+	return &proc{dir: dir, log: log, taking: &s.program.taking, fan: newFanout(rec.ExecID != "", rec.Attach), gone: make(chan struct{}), rec: rec}
 }
 
 // processIO is our side of a process' streams.
