@@ -3,6 +3,7 @@
 //
 //	sampan-keeper serve --exec-root DIR   serve the daemon of an exec root
 //	sampan-keeper init                    the first steps of a container's process; started by serve only
+//	sampan-keeper enter                   a process on its way into a container that runs; started by serve only
 //	sampan-keeper compile-filter          compiles a seccomp profile; started by serve only
 //	sampan-keeper version
 package main

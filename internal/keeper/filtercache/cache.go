@@ -20,10 +20,41 @@ import (
 type Cache struct {
 	command []string // a program that calls Compile with its standard input and output
 
-	mu      sync.Mutex
-	known   map[[sha256.Size]byte]bool // also those that taught nothing
-	entries [][]byte
-	file    *os.File // all entries; one that was replaced is closed once no start holds it any more
+	mu        sync.Mutex
+	known     map[[sha256.Size]byte]bool // also those that taught nothing
+	entries   [][]byte
+	installed []installed
+	file      *os.File // all entries; one that was replaced is closed once no start holds it any more
+}
+
+// installed is a filter as libcontainer's init gives it to the kernel: what libseccomp made of a profile, with the answer
+// to system calls that are newer than the profile in front.
+type installed struct {
+	profile [sha256.Size]byte
+	flags   uint32
+	program []byte
+}
+
+// Installed returns the filter of a profile that was learned as libcontainer's init gives it to the kernel, with its flags
+// (SECCOMP_FILTER_FLAG_…): eight bytes an instruction (struct sock_filter). ok is false for one that is not known.
+func (c *Cache) Installed(profile *configs.Seccomp) (flags uint32, program []byte, ok bool) {
+	key, _, err := digest(profile)
+	if err != nil {
+		return 0, nil, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, i := range c.installed {
+		if i.profile == key {
+			return i.flags, i.program, true
+		}
+	}
+	return 0, nil, false
+}
+
+func digest(profile *configs.Seccomp) (key [sha256.Size]byte, text []byte, err error) {
+	text, err = json.Marshal(profile)
+	return sha256.Sum256(text), text, err
 }
 
 // New returns an empty cache. command is run to compile a profile: it must call Compile.
@@ -43,11 +74,10 @@ func (c *Cache) Learn(ctx context.Context, profile *configs.Seccomp) error {
 	if profile == nil {
 		return nil
 	}
-	text, err := json.Marshal(profile)
+	key, text, err := digest(profile)
 	if err != nil {
 		return err
 	}
-	key := sha256.Sum256(text)
 	c.mu.Lock()
 	known := c.known[key]
 	c.known[key] = true
@@ -59,8 +89,9 @@ func (c *Cache) Learn(ctx context.Context, profile *configs.Seccomp) error {
 	cmd.Stdin = bytes.NewReader(text)
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
-	entry, err := cmd.Output()
-	if err == nil && !wellFormed(entry) {
+	taught, err := cmd.Output()
+	entry, last, ok := parse(taught)
+	if err == nil && !ok {
 		err = errors.New("it is not one that libseccomp compiles")
 	}
 	if err != nil {
@@ -71,17 +102,33 @@ func (c *Cache) Learn(ctx context.Context, profile *configs.Seccomp) error {
 	if c.entries = append(c.entries, entry); len(c.entries) > limit {
 		c.entries = c.entries[1:]
 	}
+	if last.profile = key; len(last.program) > 0 {
+		if c.installed = append(c.installed, last); len(c.installed) > limit {
+			c.installed = c.installed[1:]
+		}
+	}
 	c.file, err = layOut(c.entries)
 	return err
 }
 
-// wellFormed tells whether b is one entry: the lengths of a description and a program, and both.
-func wellFormed(b []byte) bool {
+// parse takes apart what Compile wrote: an entry, which is the lengths of a description and a program, and both; and, if
+// libcontainer went on to install a filter, that filter's flags, length and instructions.
+func parse(b []byte) (entry []byte, last installed, ok bool) {
 	if len(b) < 8 {
-		return false
+		return nil, last, false
 	}
 	description, program := uint64(binary.NativeEndian.Uint32(b)), uint64(binary.NativeEndian.Uint32(b[4:]))
-	return description > 0 && program > 0 && uint64(len(b)) == 8+description+program
+	if description == 0 || program == 0 || uint64(len(b)) < 8+description+program {
+		return nil, last, false
+	}
+	entry, b = b[:8+description+program], b[8+description+program:]
+	if len(b) == 0 {
+		return entry, last, true
+	}
+	if len(b) < 8 || uint64(len(b)) != 8+uint64(binary.NativeEndian.Uint32(b[4:])) || len(b)%8 != 0 {
+		return nil, last, false
+	}
+	return entry, installed{flags: binary.NativeEndian.Uint32(b), program: b[8:]}, true
 }
 
 // magic begins the file; FILTERCACHE_MAGIC in wrap.h is the same.

@@ -11,6 +11,10 @@
 // sealed file in memory, which it gives to each init as the first of its extra files. An init reads there and cannot
 // write: what is in it decides which system calls other containers may make. The first thing that an init does is to map
 // the file and put the null device in its place, closed on exec, so that the container's program gets nothing.
+//
+// Those that are started without an init (package enter) get the whole filter, with what libcontainer puts in front of
+// libseccomp's program: the process that compiles goes on as an init would, is kept from installing what it has made, and
+// writes that down as well (filtercache_trap).
 package filtercache
 
 // limit is how many profiles are kept; the oldest goes first.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"syscall"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
@@ -39,10 +40,12 @@ func Compile(in io.Reader, out *os.File) error {
 	if err := json.NewDecoder(in).Decode(&profile); err != nil {
 		return fmt.Errorf("reading a seccomp profile: %w", err)
 	}
+	runtime.LockOSThread() // the trap is the thread's
 	C.filtercache_learn(C.int(out.Fd()))
+	C.filtercache_trap() // where it cannot, the entry alone is learned
 	if _, err := seccomp.InitSeccomp(&profile); err == nil {
 		return fmt.Errorf("a seccomp profile was installed and not only compiled")
 	}
-	// That it failed is how learning ends; whether an entry was written tells the reader the rest.
+	// It failed. Whether an entry was written tells the reader the rest.
 	return nil
 }

@@ -6,13 +6,21 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <seccomp.h>
+#include <signal.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include "wrap.h"
@@ -27,6 +35,7 @@ int __real_seccomp_export_bpf(scmp_filter_ctx ctx, int fd);
 
 static enum { OFF, USE, LEARN } mode;
 static int learn_fd;
+static bool trapping; // what is installed is learned, too
 static const uint8_t *learned; // a row of entries: two lengths, the description, the program
 static size_t learned_len;
 
@@ -186,8 +195,8 @@ static int write_all(int fd, const void *p, size_t n)
 	return 0;
 }
 
-// learn compiles the filter and writes the entry.
-static int learn(scmp_filter_ctx ctx)
+// learn compiles the filter into out and writes the entry.
+static int learn(scmp_filter_ctx ctx, int out)
 {
 	int fd = memfd_create("filter", MFD_CLOEXEC);
 	if (fd < 0)
@@ -207,9 +216,11 @@ static int learn(scmp_filter_ctx ctx)
 			rc = write_all(learn_fd, description.bytes, description.len);
 		if (rc == 0)
 			rc = write_all(learn_fd, program, (size_t)st.st_size);
+		if (rc == 0)
+			rc = write_all(out, program, (size_t)st.st_size);
 	}
 	close(fd);
-	return rc < 0 ? rc : -ECANCELED;
+	return rc < 0 || trapping ? rc : -ECANCELED;
 }
 
 int __wrap_seccomp_export_bpf(scmp_filter_ctx ctx, int fd)
@@ -217,7 +228,7 @@ int __wrap_seccomp_export_bpf(scmp_filter_ctx ctx, int fd)
 	if (!ours(ctx))
 		return __real_seccomp_export_bpf(ctx, fd);
 	if (mode == LEARN)
-		return learn(ctx);
+		return learn(ctx, fd);
 	for (size_t at = 0; learned_len - at >= 8;) {
 		uint32_t lengths[2];
 		memcpy(lengths, learned + at, sizeof lengths);
@@ -259,3 +270,60 @@ void filtercache_learn(int fd)
 	learn_fd = fd;
 	mode = LEARN;
 }
+
+#if defined(__x86_64__)
+#define ARGUMENT(context, i) ((uint64_t)(context)->uc_mcontext.gregs[(const int[]){ REG_RDI, REG_RSI, REG_RDX }[i]])
+#define RETURN(context, value) ((context)->uc_mcontext.gregs[REG_RAX] = (value))
+#define ARCH AUDIT_ARCH_X86_64
+#elif defined(__aarch64__)
+#define ARGUMENT(context, i) ((uint64_t)(context)->uc_mcontext.regs[i])
+#define RETURN(context, value) ((context)->uc_mcontext.regs[0] = (unsigned long long)(value))
+#define ARCH AUDIT_ARCH_AARCH64
+#endif
+
+#ifdef ARCH
+// trapped sees the two system calls by which a filter is installed, in place of the kernel.
+static void trapped(int sig, siginfo_t *info, void *context)
+{
+	ucontext_t *c = context;
+	bool newer = info->si_syscall == SYS_seccomp;
+	const struct sock_fprog *program = (const void *)(uintptr_t)ARGUMENT(c, 2);
+	(void)sig;
+	if (program == NULL) { // a question whether the kernel knows a flag
+		RETURN(c, -EFAULT);
+		return;
+	}
+	uint32_t head[2] = { newer ? (uint32_t)ARGUMENT(c, 1) : 0, program->len * (uint32_t)sizeof(struct sock_filter) };
+	_exit(write_all(learn_fd, head, sizeof head) == 0 && write_all(learn_fd, program->filter, head[1]) == 0 ? 0 : 1);
+}
+
+int filtercache_trap(void)
+{
+	struct sock_filter trap[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ARCH, 0, 9),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_seccomp, 1, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prctl, 3, 2),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SECCOMP_SET_MODE_FILTER, 3, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PR_SET_SECCOMP, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_TRAP),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog program = { sizeof trap / sizeof trap[0], trap };
+	struct sigaction action = { .sa_sigaction = trapped, .sa_flags = SA_SIGINFO | SA_ONSTACK };
+	if (sigaction(SIGSYS, &action, NULL) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+	    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) != 0)
+		return errno;
+	trapping = true;
+	return 0;
+}
+#else
+int filtercache_trap(void)
+{
+	return ENOSYS;
+}
+#endif

@@ -23,6 +23,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/keeper/enter"
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
 )
 
@@ -37,6 +38,8 @@ type container struct {
 	mu    sync.Mutex
 	lc    *libcontainer.Container
 	execs map[string]*proc
+	// filter is what its processes are started with the short way, empty until that is known.
+	filter enter.Filter
 }
 
 func (s *Server) containerDir(id string) string { return filepath.Join(s.root, "io", id) }
@@ -89,7 +92,7 @@ func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
 		return keeper.Status{}, err
 	}
 	process.Init = true
-	if err := s.launch(p, lc, process, config, u); err != nil {
+	if err := s.launch(p, config, u, s.byInit(lc, process)); err != nil {
 		return keeper.Status{}, startError(err)
 	}
 	if err := failpoint.Hit("keeper.create.after-init"); err != nil {
@@ -119,22 +122,16 @@ func (s *Server) learnFilter(profile *configs.Seccomp) {
 }
 
 // launch starts a process of a container with its streams, and opens our side of them. What it did is undone by u.
-func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontainer.Process, config *configs.Config, u *undo.Stack) error {
+func (s *Server) launch(p *proc, config *configs.Config, u *undo.Stack, begin beginner) error {
 	ends, socket, err := prepareStreams(p, config)
 	if err != nil {
 		return err
 	}
 	defer ends.close()
-	if filters := s.cfg.Filters.File(); filters != nil {
-		process.ExtraFiles = []*os.File{filters}
-	}
 	if socket != nil {
 		defer socket.ours.Close()
-		process.ConsoleSocket = socket.theirs
-	} else {
-		process.Stdin, process.Stdout, process.Stderr = ends.stdin, ends.stdout, ends.stderr
 	}
-	err = lc.Start(process)
+	pid, err := begin(ends, socket)
 	if socket != nil {
 		_ = socket.theirs.Close()
 	}
@@ -142,10 +139,6 @@ func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontain
 		return err
 	}
 	_ = failpoint.Hit("keeper.launch.runs")
-	pid, err := process.Pid()
-	if err != nil {
-		return err
-	}
 	// It is our child and not waited for: the ID is its, whatever becomes of it.
 	u.Add(func() error { killAndReap(pid); return nil })
 	if p.pidfd, err = openPIDFD(pid); err != nil {
@@ -168,6 +161,27 @@ func (s *Server) launch(p *proc, lc *libcontainer.Container, process *libcontain
 	}
 	u.Add(func() error { p.closeIO(); return nil })
 	return nil
+}
+
+// beginner makes a process that has the ends as its streams, or sends its terminal over the socket, which is nil without.
+type beginner func(ends processEnds, socket *consoleSocket) (pid int, err error)
+
+// byInit begins a process by libcontainer's init.
+func (s *Server) byInit(lc *libcontainer.Container, process *libcontainer.Process) beginner {
+	return func(ends processEnds, socket *consoleSocket) (int, error) {
+		if filters := s.cfg.Filters.File(); filters != nil {
+			process.ExtraFiles = []*os.File{filters}
+		}
+		if socket != nil {
+			process.ConsoleSocket = socket.theirs
+		} else {
+			process.Stdin, process.Stdout, process.Stderr = ends.stdin, ends.stdout, ends.stderr
+		}
+		if err := lc.Start(process); err != nil {
+			return 0, err
+		}
+		return process.Pid()
+	}
 }
 
 type consoleSocket struct{ ours, theirs *os.File }
@@ -266,7 +280,7 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 		return keeper.Status{}, err
 	}
 	config := lc.Config()
-	if err := s.launch(p, lc, process, &config, u); err != nil {
+	if err := s.launch(p, &config, u, s.byEntering(c, process, &config, s.byInit(lc, process))); err != nil {
 		return keeper.Status{}, startError(err)
 	}
 	if err := p.change(func(*record) {}); err != nil {

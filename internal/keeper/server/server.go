@@ -36,6 +36,8 @@ type FilterCache interface {
 	Learn(context.Context, *configs.Seccomp) error
 	// File is the first extra file of each process that is started in a container, nil if it needs none.
 	File() *os.File
+	// Installed is what the kernel gets for a profile that was learned, with flags; ok is false for another.
+	Installed(*configs.Seccomp) (flags uint32, program []byte, ok bool)
 }
 
 // Config is what a keeper is started with.
