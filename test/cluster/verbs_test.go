@@ -46,8 +46,8 @@ func TestConnectFromAnywhere(t *testing.T) {
 		Refused(t, h, []string{"network nothing not found"}, "network", "connect", "nothing", "on-"+h.Name)
 		Docker(t, h, "network", "connect", "--alias", "also-"+h.Name, "n", "on-"+h.Name)
 	}
-	Docker(t, manager, "exec", "on-"+manager.Name, "/probe", "get", "http://also-"+worker.Name+":8080")
-	Docker(t, worker, "exec", "on-"+worker.Name, "/probe", "get", "http://on-"+manager.Name+":8080")
+	Soon(t, manager, "exec", "on-"+manager.Name, "/probe", "get", "http://also-"+worker.Name+":8080")
+	Soon(t, worker, "exec", "on-"+worker.Name, "/probe", "get", "http://on-"+manager.Name+":8080")
 	for _, h := range l.Hosts {
 		Docker(t, h, "restart", "-t", "0", "on-"+h.Name)
 		if nets := Docker(t, h, "inspect", "-f", "{{range $n, $e := .NetworkSettings.Networks}}{{$n}} {{end}}", "on-"+h.Name); strings.TrimSpace(nets) != "n own" {
@@ -57,11 +57,11 @@ func TestConnectFromAnywhere(t *testing.T) {
 		for range 3 {
 			Docker(t, h, "kill", "on-"+h.Name)
 			Docker(t, h, "start", "on-"+h.Name)
-			Docker(t, h, "exec", "on-"+h.Name, "/probe", "get", "http://also-"+h.Name+":8080")
+			Soon(t, h, "exec", "on-"+h.Name, "/probe", "get", "http://also-"+h.Name+":8080")
 		}
 	}
-	Docker(t, manager, "exec", "on-"+manager.Name, "/probe", "get", "http://on-"+worker.Name+":8080")
-	Docker(t, worker, "exec", "on-"+worker.Name, "/probe", "get", "http://on-"+manager.Name+":8080")
+	Soon(t, manager, "exec", "on-"+manager.Name, "/probe", "get", "http://on-"+worker.Name+":8080")
+	Soon(t, worker, "exec", "on-"+worker.Name, "/probe", "get", "http://on-"+manager.Name+":8080")
 	for _, h := range l.Hosts {
 		Docker(t, h, "network", "disconnect", "n", "on-"+h.Name)
 	}

@@ -84,7 +84,7 @@ func TestNamesAfterConnect(t *testing.T) {
 	Docker(t, h, "run", "-d", "--name", "late", image, "sleep")
 	Docker(t, h, "network", "connect", "net1", "late")
 	contains(t, "resolv.conf", Docker(t, h, "exec", "late", "/probe", "cat", "/etc/resolv.conf"), "nameserver 127.0.0.11")
-	contains(t, "by name", Docker(t, h, "exec", "late", "/probe", "get", "http://web:8080"), "www")
+	contains(t, "by name", Soon(t, h, "exec", "late", "/probe", "get", "http://web:8080"), "www")
 }
 
 // TestOneSubnetOfAKind: a bridge network has one subnet of IPv4 and one of IPv6; a second is refused, and nothing is left.

@@ -57,7 +57,7 @@ func TestReleaseUpgradesTheKeeper(t *testing.T) {
 		if got := h.KeeperPID(); got != keeper {
 			t.Fatalf("round %d: the keeper is process %d, want the same as before, %d", round, got, keeper)
 		}
-		contains(t, "by name", Docker(t, h, "exec", "caller", "/probe", "get", "http://web:8080"), " ")
+		contains(t, "by name", Soon(t, h, "exec", "caller", "/probe", "get", "http://web:8080"), " ")
 	}
 	log, err := os.ReadFile(filepath.Join(h.ExecRoot(), "keeper.log"))
 	if n := bytes.Count(log, []byte("replacing the program")); err != nil || n != 3 {

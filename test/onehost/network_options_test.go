@@ -27,7 +27,7 @@ func TestLinks(t *testing.T) {
 	was := addressOf(t, h, "db", "bridge")
 	for _, name := range []string{"store", "db", "dbhost"} {
 		contains(t, "hosts file", hosts(), was+"\t"+name)
-		contains(t, "by link", Docker(t, h, "exec", "web", "/probe", "get", "http://"+name+":8080"), "dbhost")
+		contains(t, "by link", Soon(t, h, "exec", "web", "/probe", "get", "http://"+name+":8080"), "dbhost")
 	}
 	Docker(t, h, "stop", "-t", "0", "db")
 	Docker(t, h, "run", "-d", "--name", "other", image) // takes the address

@@ -95,7 +95,7 @@ func TestUserNSAuto(t *testing.T) {
 	Docker(t, h, "network", "create", "net1")
 	Docker(t, h, "network", "connect", "net1", "web")
 	Docker(t, h, "network", "connect", "net1", "other")
-	contains(t, "connected while running", Docker(t, h, "exec", "other", "/probe", "get", "http://web:8080"), " ")
+	contains(t, "connected while running", Soon(t, h, "exec", "other", "/probe", "get", "http://web:8080"), " ")
 
 	// Its own files are its own, and those of the image too.
 	Docker(t, h, "exec", "web", "/probe", "write", "/data/new", "x")
@@ -114,7 +114,7 @@ func TestUserNSAuto(t *testing.T) {
 	if o := owner(t, h, joined); o != web {
 		t.Errorf("who joins web has the root %d, web %d", o, web)
 	}
-	contains(t, "in web's network", Docker(t, h, "exec", joined, "/probe", "get", "http://127.0.0.1:8080"), "127.0.0.1")
+	contains(t, "in web's network", Soon(t, h, "exec", joined, "/probe", "get", "http://127.0.0.1:8080"), "127.0.0.1")
 	Docker(t, h, "rm", "-f", joined)
 	for want, flags := range map[string][]string{
 		"privileged mode is incompatible with user namespaces":                                {"--privileged"},

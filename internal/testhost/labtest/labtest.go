@@ -130,6 +130,16 @@ func Docker(t testing.TB, h *testhost.Host, args ...string) string {
 	return out
 }
 
+// Soon is Docker again and again until it succeeds: for a server that has been started and may not listen yet.
+func Soon(t testing.TB, h *testhost.Host, args ...string) (out string) {
+	t.Helper()
+	Eventually(t, 20*time.Second, h.Name+": docker "+strings.Join(args, " "), func(ctx context.Context) (err error) {
+		out, err = h.Docker(ctx, args...)
+		return err
+	})
+	return out
+}
+
 // Refused runs the docker command and fails the test unless it fails with a message that has all of want in it.
 func Refused(t testing.TB, h *testhost.Host, want []string, args ...string) {
 	t.Helper()
