@@ -27,6 +27,7 @@ func measures() []measure {
 		{name: "memory added by each of 200 sleeping containers", unit: "MB", goal: "≤ 1 MB", hosts: 1, fresh: true, samples: 1, sample: crowdMemory},
 		{name: "daemon ready on an empty host", unit: "ms", goal: "< 500 ms", hosts: 1, fresh: true, samples: 5, sample: ready},
 		{name: "idle memory of all own processes", unit: "MB", goal: "≤ 0.60", hosts: 1, fresh: true, samples: 3, sample: idle},
+		{name: "idle CPU of all own processes, of a core", unit: "%", goal: "≤ 0.5 %", hosts: 1, fresh: true, samples: 3, sample: idleCPU},
 		{name: "memory added by a sleeping container", unit: "MB", goal: "≤ 0.20", hosts: 1, fresh: true, samples: 3, sample: perContainer},
 		{name: "swarm init", unit: "ms", goal: "", hosts: 1, fresh: true, samples: 5, sample: swarmInit},
 		{name: "swarm join of a worker", unit: "ms", goal: "", hosts: 2, fresh: true, samples: 5, sample: swarmJoin},
@@ -102,6 +103,24 @@ func idle(ctx context.Context, l *lab) (float64, error) {
 		return 0, err
 	}
 	return float64(testhost.PSS(l.first().Processes())) / 1e6, nil
+}
+
+// idleCPU is the share of one core that a daemon takes that has nothing to do, in percent.
+func idleCPU(ctx context.Context, l *lab) (float64, error) {
+	if err := l.first().Start(ctx); err != nil {
+		return 0, err
+	}
+	if err := settle(ctx); err != nil {
+		return 0, err
+	}
+	pids := l.first().Processes()
+	before, began := cpuOf(pids), time.Now()
+	select {
+	case <-time.After(20 * time.Second):
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+	return 100 * float64(cpuOf(pids)-before) / float64(time.Since(began)), nil
 }
 
 func perContainer(ctx context.Context, l *lab) (float64, error) {
