@@ -106,8 +106,8 @@ func (f *fanout) mayAskAgain() bool {
 // send gives data to everyone attached. A client whose queue is full is waited for; one that takes nothing for the
 // stall limit is dropped.
 func (f *fanout) send(stream int, data []byte) {
-	f.awaitFirst(len(data))
 	f.mu.Lock()
+	f.awaitFirst(len(data))
 	f.sent[stream] += int64(len(data))
 	if len(f.clients) == 0 && !f.keepBacklog {
 		f.mu.Unlock()
@@ -132,23 +132,22 @@ func (f *fanout) send(stream int, data []byte) {
 	}
 }
 
-// awaitFirst waits for a client that is expected, if n bytes more cannot be kept for it.
+// awaitFirst waits for a client that is expected, if n bytes more cannot be kept for it. The caller holds f.mu, and holds
+// it again when what it is about to send can be kept, or somebody is there to take it.
 func (f *fanout) awaitFirst(n int) {
-	f.mu.Lock()
-	first := f.first
-	full := f.backlogSize+n > backlogLimit
-	f.mu.Unlock()
-	if first == nil || !full {
+	if f.first == nil || f.backlogSize+n <= backlogLimit {
 		return
 	}
+	first := f.first
+	f.mu.Unlock()
 	bound := time.NewTimer(f.stall)
 	defer bound.Stop()
 	select {
 	case <-first:
+		f.mu.Lock()
 	case <-bound.C:
 		f.mu.Lock()
 		f.first = nil
-		f.mu.Unlock()
 	}
 }
 

@@ -2,7 +2,9 @@ package server
 
 import (
 	"bytes"
+	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -123,4 +125,30 @@ func TestNobodyAttaches(t *testing.T) {
 			t.Errorf("it was held up for %v, want %v once", held, stallLimit)
 		}
 	})
+}
+
+// Two streams that fill what is kept at the same time lose nothing of either.
+func TestFirstClientGetsEverythingOfBothStreams(t *testing.T) {
+	for range 20 {
+		f := newFanout(true, true)
+		const piece, pieces = 4 << 10, 200 // more than is kept, by both
+		var pumps sync.WaitGroup
+		for stream := 1; stream <= 2; stream++ {
+			pumps.Go(func() {
+				for range pieces {
+					f.send(stream, make([]byte, piece))
+				}
+			})
+		}
+		for full := false; !full; runtime.Gosched() {
+			f.mu.Lock()
+			full = f.backlogSize+piece > backlogLimit
+			f.mu.Unlock()
+		}
+		s := attached(f, true, true)
+		go func() { pumps.Wait(); f.end() }()
+		if text, _ := drainTo(s); len(text) != 2*pieces*piece {
+			t.Fatalf("%d bytes came, want %d", len(text), 2*pieces*piece)
+		}
+	}
 }
