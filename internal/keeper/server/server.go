@@ -129,16 +129,21 @@ func Run(ctx context.Context, cfg Config) error {
 		go s.serve(c)
 	}
 	s.log.Info("ending")
-	if s.mayEnd() == nil {
-		_ = os.Remove(keeper.SocketPath(s.cfg.ExecRoot))
-		s.starts.mu.Lock() // until no child is left in the group
-		defer s.starts.mu.Unlock()
+	closeNames := func() error {
+		if s.names != nil {
+			return s.names.Close()
+		}
+		return nil
+	}
+	if s.mayEnd() != nil {
+		return closeNames()
+	}
+	_ = os.Remove(keeper.SocketPath(s.cfg.ExecRoot))
+	s.starts.alone(func() { // no child is left in the group then, and none comes
 		s.leaveOwnCgroup()
-	}
-	if s.names != nil {
-		return s.names.Close()
-	}
-	return nil
+		err = closeNames()
+	})
+	return err
 }
 
 // prepare takes the exec root, adopts what runs, and listens.
