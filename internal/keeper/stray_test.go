@@ -2,6 +2,9 @@ package keeper_test
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -88,4 +91,55 @@ func TestStopperHoldsNobodyUp(t *testing.T) {
 			t.Fatalf("a process of another container: %v", err)
 		}
 	}
+}
+
+// TestKilledBetweenChildAndReport: what makes a process in a container is killed when it has made it and not yet said so.
+// The child is not left: as long as it is there, unreaped, its container cannot end.
+func TestKilledBetweenChildAndReport(t *testing.T) {
+	h := newHostWith(t, "keeper.enter.started=stop")
+	s := h.spec("sleep")
+	h.runReady(s)
+	runtime.LockOSThread() // a tracer is a thread
+	defer runtime.UnlockOSThread()
+	var exec sync.WaitGroup
+	exec.Go(func() {
+		if _, err := h.c.Exec(h.ctx(), keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("exit", "0"))}); err != nil {
+			t.Errorf("it was not started the long way: %v", err)
+		}
+	})
+	h.eventually("the keeper stopped", func() bool { return state(h.c.PID()) == "T" })
+	maker := 0
+	for _, pid := range children(h.c.PID()) {
+		if line, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); string(line) == "sampan-keeper\x00enter\x00" {
+			maker = pid
+		}
+	}
+	const traced = unix.PTRACE_O_TRACECLONE | unix.PTRACE_O_TRACEFORK
+	if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SEIZE, uintptr(maker), 0, traced, 0, 0); errno != 0 {
+		t.Fatalf("tracing %d: %v", maker, errno)
+	}
+	if err := unix.Kill(h.c.PID(), unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(maker, nil, unix.WALL, nil); err != nil { // it has made the child
+		t.Fatal(err)
+	}
+	child, err := unix.PtraceGetEventMsg(maker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(int(child), nil, unix.WALL, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.PtraceDetach(int(child)); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Kill(maker, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Wait4(maker, nil, unix.WALL, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec.Wait()
+	h.eventually("the child is reaped", func() bool { return state(int(child)) == "" })
 }

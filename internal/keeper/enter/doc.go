@@ -13,4 +13,7 @@
 // it into the container's control groups, closes every descriptor but its streams (CVE-2024-21626), takes the user, the
 // capabilities and the filter, makes sure that its working directory is inside, and becomes the program. Its end of the
 // socket closes with that: an end of file is the word that all went well.
+//
+// The container may be hostile: from its birth on it can stop and kill the child, as it can what libcontainer's init starts,
+// and one that may trace what root has can take it over. So the child is waited for with a bound, and what it says is doubted.
 package enter

@@ -11,10 +11,15 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
+	"time"
 	"unsafe"
 
+	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
 // #include "enter.h"
@@ -66,9 +71,29 @@ func (p *Process) message() ([]byte, error) {
 	return append(C.GoBytes(unsafe.Pointer(&head), C.sizeof_struct_request), body.Bytes()...), err
 }
 
+var (
+	// ErrHeldUp: the process did not come to be the program in time, as it was stopped or frozen. It would be no better by
+	// libcontainer.
+	ErrHeldUp = errors.New("a process that is put into the container does not get on: it is stopped or frozen")
+	// ErrStray: the process that makes the child was killed, perhaps when it had done so: that one ends, and is the caller's
+	// to be found and reaped.
+	ErrStray = errors.New("a child may have been left")
+
+	errUnsealed = errors.New("this program does not run from a sealed copy: a container could write to it (CVE-2019-5736)")
+)
+
+// limit is how long a process may take to become the program.
+var limit = 30 * time.Second
+
+var sealed = sync.OnceValue(exeseal.IsSelfExeCloned)
+
 // Start starts the process and returns its ID when it has become the user's program. It is the caller's child, to be waited
-// for by it. After an error nothing is left of it, and the same may be tried by libcontainer, which tells why it cannot be.
+// for by it. After an error nothing is left of it (but for ErrStray), and the same may be tried by libcontainer, which tells
+// why it cannot be (but for ErrHeldUp).
 func Start(p *Process) (pid int, err error) {
+	if !sealed() {
+		return 0, errUnsealed
+	}
 	request, err := p.message()
 	if err != nil {
 		return 0, err
@@ -77,6 +102,7 @@ func Start(p *Process) (pid int, err error) {
 	if err != nil {
 		return 0, os.NewSyscallError("socketpair", err)
 	}
+	_ = unix.SetNonblock(fds[0], true) // for the deadline
 	ours, theirs := os.NewFile(uintptr(fds[0]), "enter"), os.NewFile(uintptr(fds[1]), "enter")
 	defer ours.Close()
 	cmd := exec.Command("/proc/self/exe", "enter")
@@ -92,36 +118,95 @@ func Start(p *Process) (pid int, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("starting a process: %w", err)
 	}
+	_ = failpoint.Hit("keeper.enter.started")
+	began := time.Now()
+	bound := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
+	_ = ours.SetDeadline(began.Add(limit))
 	_, werr := ours.Write(request)
-	pid, err = report(ours)
 	waited := cmd.Wait()
-	if pid == 0 {
+	bound.Stop()
+	// It has ended: what it did not report by now it never will, though the child, if it made one, holds the socket open.
+	if pid, err = report(ours, unix.MSG_DONTWAIT); err != nil {
+		switch {
+		case errors.As(err, new(*failure)): // it told that there is no child
+		case time.Since(began) >= limit:
+			err = fmt.Errorf("%w (%w)", ErrHeldUp, err)
+		default:
+			err = fmt.Errorf("%w (%w)", err, ErrStray)
+		}
 		return 0, fmt.Errorf("entering the container: %w", errors.Join(werr, err, waited))
 	}
 	// From here on there is a child that waits for a byte, and ends without it.
-	if err = p.Place(pid); err == nil {
-		if _, err = ours.Write([]byte{1}); err == nil {
-			_, err = report(ours)
-		}
+	if err := p.follow(ours, pid); err != nil {
+		return 0, errors.Join(err, end(pid))
 	}
-	if errors.Is(err, io.EOF) { // what it had of the socket went when it became the program
-		return pid, nil
-	}
-	_ = ours.Close()
-	return 0, errors.Join(err, end(pid))
+	return pid, nil
 }
 
-// report reads one: a process ID, or the error that ended the process.
-func report(socket *os.File) (pid int, err error) {
+// follow lets a child that waits become the program.
+func (p *Process) follow(ours *os.File, pid int) error {
+	if err := p.Place(pid); err != nil {
+		return err
+	}
+	if _, err := ours.Write([]byte{1}); err != nil {
+		return err
+	}
+	switch _, err := report(ours, 0); {
+	case err == io.EOF: // what it had of the socket went when it became the program
+		return nil
+	case err == nil:
+		return errors.New("the process has told its ID once more: it is not what was started")
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w (%w)", ErrHeldUp, err)
+	default:
+		return err
+	}
+}
+
+// failure is a step that failed, as the process reports it. It has ended with that.
+type failure struct {
+	step  int
+	errno syscall.Errno
+}
+
+func (f *failure) Error() string { return fmt.Sprintf("step %d: %v", f.step, f.errno) }
+func (f *failure) Unwrap() error { return f.errno }
+
+// report receives one: a process ID, or the error that ended the process. With MSG_DONTWAIT it does not wait for it.
+func report(socket *os.File, flags int) (pid int, err error) {
 	var r [8]byte
-	if _, err := io.ReadFull(socket, r[:]); err != nil {
+	raw, err := socket.SyscallConn()
+	if err != nil {
 		return 0, err
 	}
-	step, value := binary.NativeEndian.Uint32(r[:]), int(int32(binary.NativeEndian.Uint32(r[4:])))
-	if step != C.REPORT_PID {
-		return 0, fmt.Errorf("step %d: %w", value>>16, syscall.Errno(value&0xffff))
+	var n int
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		for {
+			// Sent at once, it comes as a whole.
+			if n, _, rerr = unix.Recvfrom(int(fd), r[:], unix.MSG_DONTWAIT); rerr != unix.EINTR {
+				return rerr != unix.EAGAIN || flags&unix.MSG_DONTWAIT != 0
+			}
+		}
+	})
+	switch {
+	case err != nil:
+		return 0, err
+	case rerr != nil:
+		return 0, os.NewSyscallError("recvfrom", rerr)
+	case n == 0:
+		return 0, io.EOF
+	case n < len(r):
+		return 0, io.ErrUnexpectedEOF
 	}
-	return value, nil
+	step, value := binary.NativeEndian.Uint32(r[:]), int(int32(binary.NativeEndian.Uint32(r[4:])))
+	switch {
+	case step == C.REPORT_FAILED:
+		return 0, &failure{value >> 16, syscall.Errno(value & 0xffff)}
+	case step == C.REPORT_PID && value > 1: // to kill others means other processes than one
+		return value, nil
+	}
+	return 0, fmt.Errorf("a malformed report: %d, %d", step, value)
 }
 
 // end kills and reaps a child.

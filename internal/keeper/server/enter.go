@@ -1,6 +1,7 @@
 package server
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
+	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper/enter"
 )
@@ -24,6 +26,12 @@ func (s *Server) byEntering(c *container, process *libcontainer.Process, config 
 			pid, err := s.enter(c, process, config, ends)
 			if err == nil {
 				return pid, nil
+			}
+			if errors.Is(err, enter.ErrHeldUp) {
+				return 0, fault.New(fault.DeadlineExceeded, "container %s: %w", c.rec.ID, err)
+			}
+			if errors.Is(err, enter.ErrStray) {
+				go s.reapStrays()
 			}
 			s.log.Debug("a process is started by libcontainer's init", "container", c.rec.ID, "err", err)
 		}

@@ -29,7 +29,7 @@ func TestSearchAndStarts(t *testing.T) {
 		go st.alone(func() { <-held })
 		synctest.Wait()
 		began = time.Now()
-		go func() { time.Sleep(time.Hour); close(held) }()
+		time.AfterFunc(time.Hour, func() { close(held) })
 		st.begin()
 		if waited := time.Since(began); waited != time.Hour {
 			t.Errorf("a start waited for %v, want until the search is over", waited)
