@@ -48,6 +48,8 @@ func plain(process *libcontainer.Process, config *configs.Config) bool {
 		config.IntelRdt == nil && !config.RootlessEUID && !config.RootlessCgroups && len(process.ExtraFiles) == 0
 }
 
+var errNoGroups = errors.New("the container's control groups are not known")
+
 // enter starts a process by package enter.
 func (s *Server) enter(c *container, process *libcontainer.Process, config *configs.Config, ends processEnds) (int, error) {
 	if err := failpoint.Hit("keeper.exec.enter"); err != nil {
@@ -57,8 +59,14 @@ func (s *Server) enter(c *container, process *libcontainer.Process, config *conf
 	if err != nil {
 		return 0, err
 	}
+	// A copy: the container may end meanwhile, and the number be that of another one's process.
+	init, err := duplicate(c.pidfd)
+	if err != nil {
+		return 0, err
+	}
+	defer init.Close()
 	p := &enter.Process{
-		Init: c.pidfd,
+		Init: init,
 		Args: process.Args, Cwd: process.Cwd,
 		UID: uint32(process.UID), GID: uint32(process.GID),
 		Umask: config.Umask, OOMScoreAdj: *config.OomScoreAdj, NoNewPrivs: config.NoNewPrivileges,
@@ -84,6 +92,9 @@ func (s *Server) enter(c *container, process *libcontainer.Process, config *conf
 		p.Keyring = "_ses." + c.rec.ID // the name that libcontainer gives it
 	}
 	groups := c.rec.Cgroups
+	if len(groups) == 0 {
+		return 0, errNoGroups
+	}
 	if cgroups.IsCgroup2UnifiedMode() {
 		if p.Groups, err = openGroup(groups[""]); err != nil {
 			return 0, err

@@ -18,6 +18,22 @@ func openPIDFD(pid int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "pidfd"), nil
 }
 
+// duplicate makes another descriptor of an open file. The first may be closed at any time: its number is another file's then.
+func duplicate(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd, derr := -1, error(nil)
+	if err := raw.Control(func(v uintptr) { fd, derr = unix.FcntlInt(v, unix.F_DUPFD_CLOEXEC, 3) }); err != nil {
+		return nil, err
+	}
+	if derr != nil {
+		return nil, os.NewSyscallError("fcntl", derr)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
 // awaitExit waits until the process has exited.
 func awaitExit(pidfd *os.File) error {
 	raw, err := pidfd.SyscallConn()
