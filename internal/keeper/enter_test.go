@@ -1,7 +1,9 @@
 package keeper_test
 
 import (
+	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -57,16 +59,26 @@ func TestExecIsAsLibcontainersInit(t *testing.T) {
 	const sharing = "everything shared with the host"
 	umask := uint32(0o27)
 	score := 300
-	// passwd gives a container an /etc/passwd.
-	passwd := func(text string) func(*specs.Spec) {
+	// etc gives a container a folder /etc.
+	etc := func(fill func(dir string) error) func(*specs.Spec) {
 		dir := t.TempDir()
-		if err := os.WriteFile(filepath.Join(dir, "passwd"), []byte(text), 0o644); err != nil {
+		if err := fill(dir); err != nil {
 			t.Fatal(err)
 		}
 		return func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/etc", Type: "bind", Source: dir, Options: []string{"rbind", "ro"}})
 		}
 	}
+	// passwd gives a container an /etc/passwd.
+	passwd := func(text string) func(*specs.Spec) {
+		return etc(func(dir string) error { return os.WriteFile(filepath.Join(dir, "passwd"), []byte(text), 0o644) })
+	}
+	sizeless := etc(func(dir string) error { return os.Symlink("/proc/sys/kernel/hostname", filepath.Join(dir, "passwd")) })
+	roundabout := etc(func(dir string) error { // near/link is far/folder
+		return errors.Join(os.MkdirAll(filepath.Join(dir, "far", "folder"), 0o755), os.Mkdir(filepath.Join(dir, "near"), 0o755),
+			os.Symlink("../far/folder", filepath.Join(dir, "near", "link")),
+			exec.Command("cp", filepath.Join(rootfs, "tool"), filepath.Join(dir, "far")).Run())
+	})
 	users := passwd("root:x:0:0:root:/root:/bin/sh\n\n  app:x:1000:1000::/home/app:/bin/sh \nodd\nlast:x:7:7:::\n")
 	cases := []struct {
 		name      string
@@ -85,6 +97,13 @@ func TestExecIsAsLibcontainersInit(t *testing.T) {
 		{name: "a user without an entry", container: users, process: func(p *specs.Process) { p.User = specs.User{UID: 4242, GID: 7} }},
 		{name: "a user without a home", container: users, process: func(p *specs.Process) { p.User = specs.User{UID: 7} }},
 		{name: "an odd entry", container: passwd("odd\nroot:x:0:0:root:/root:/bin/sh\n")},
+		{name: "a file of users that tells no size", container: func(s *specs.Spec) { sizeless(s); s.Hostname = "root:x:0:0:root:/odd" }},
+		{name: "a PATH with a detour", container: roundabout, process: func(p *specs.Process) {
+			p.Args[0], p.Env = "tool", []string{"PATH=/etc/near/link/..:/"}
+		}},
+		{name: "a PATH with slashes", container: roundabout, process: func(p *specs.Process) {
+			p.Args[0], p.Env = "tool", []string{"PATH=/none:/.dot:/...://etc/./far//:/"}
+		}},
 		{name: "a user with capabilities", process: func(p *specs.Process) {
 			p.Capabilities = capabilities("CAP_NET_RAW", "CAP_SETPCAP", "CAP_UNKNOWN")
 			p.Capabilities.Inheritable, p.Capabilities.Ambient = []string{"CAP_NET_RAW"}, []string{"CAP_NET_RAW"}

@@ -161,12 +161,15 @@ static const char *home(uint32_t uid)
 	struct stat st;
 	if (fd < 0)
 		return "/";
-	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode) || st.st_size > LIMIT)
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
 		fail(2);
-	char *text = calloc(1, (size_t)st.st_size + 1);
-	ssize_t n = text == NULL ? -1 : read(fd, text, (size_t)st.st_size);
-	if (n < 0)
-		fail(2);
+	char *text = calloc(1, LIMIT + 1);
+	ssize_t n = 0;
+	for (ssize_t r = 1; r > 0; n += r) { // not as much as it says: some file systems say nothing
+		r = text == NULL || n == LIMIT ? -1 : read(fd, text + n, (size_t)(LIMIT - n));
+		if (r < 0)
+			fail(2);
+	}
 	close(fd);
 	for (ssize_t i = 0; i < n; i++) {
 		if (text[i] == 0 || strchr("\r\v\f\xc2\xe1\xe2\xe3", text[i]) != NULL) // the last four begin Unicode's spaces
@@ -271,7 +274,21 @@ static bool executable(const char *path)
 	return (errno == ENOSYS || errno == EPERM) && (st.st_mode & 0111) != 0;
 }
 
-// find returns where the program is by the PATH that it will have, NULL if it is not found or not at an absolute path.
+// clean tells whether a folder's path, without the slashes at its end, is as Go's filepath.Join leaves it. Others are
+// shortened there by their text, which can lead elsewhere than the file system does.
+static bool clean(const char *dir, size_t n)
+{
+	if (n == 0 || dir[0] != '/')
+		return false;
+	for (size_t i = 0; i + 1 < n; i++) {
+		size_t part = dir[i] == '/' ? strcspn(dir + i + 1, "/:") : 3;
+		if (part == 0 || (part < 3 && strspn(dir + i + 1, ".") >= part))
+			return false;
+	}
+	return true;
+}
+
+// find returns where the program is by the PATH that it will have, NULL if it is not found or the way is not plain.
 static const char *find(const struct process *p, const char *name)
 {
 	static char path[PATH_MAX];
@@ -286,9 +303,11 @@ static const char *find(const struct process *p, const char *name)
 		size_t len = strcspn(dirs, ":"), dir = len;
 		while (dir > 1 && dirs[dir - 1] == '/')
 			dir--;
+		if (!clean(dirs, dir))
+			return NULL;
 		int n = snprintf(path, sizeof path, "%.*s%s%s", (int)dir, dirs, dir == 1 && dirs[0] == '/' ? "" : "/", name);
-		if (n > 0 && (size_t)n < sizeof path && executable(len == 0 ? name : path))
-			return path[0] == '/' && len > 0 ? path : NULL;
+		if (n > 0 && (size_t)n < sizeof path && executable(path))
+			return path;
 		dirs = dirs[len] == ':' ? dirs + len + 1 : NULL;
 	}
 	return NULL;
