@@ -86,6 +86,9 @@ func (f *fanout) awaitReturn() {
 	select {
 	case <-returned:
 	case <-bound.C:
+		f.mu.Lock()
+		f.returning = 0 // the next keeper need not wait for them again
+		f.mu.Unlock()
 	}
 }
 

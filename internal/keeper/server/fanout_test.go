@@ -152,3 +152,22 @@ func TestFirstClientGetsEverythingOfBothStreams(t *testing.T) {
 		}
 	}
 }
+
+// Who does not come back to one keeper is not waited for by the next.
+func TestNobodyReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFanout(true, true)
+		f.adopt(0, 0)
+		began := time.Now()
+		f.awaitReturn()
+		if held := time.Since(began); held != stallLimit {
+			t.Errorf("it was held up for %v, want %v", held, stallLimit)
+		}
+		if n := f.attached(); n != 0 {
+			t.Errorf("%d are said to be attached, none is", n)
+		}
+		if _, _, err := f.add(true, true, nil, func(int, int64, int64) ([]byte, error) { return nil, nil }); err != nil || f.attached() != 1 {
+			t.Error("one that comes after all is not attached:", err)
+		}
+	})
+}
