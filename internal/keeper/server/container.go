@@ -257,6 +257,8 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 		return keeper.Status{}, notRunning(st)
 	case st.Paused:
 		return keeper.Status{}, fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", req.Container)
+	case frozen(c.rec.Cgroups[""]):
+		return keeper.Status{}, fault.New(fault.Conflict, "the processes of container %s are frozen, by itself or by who has its cgroup: thaw them before exec", req.Container)
 	}
 	end := s.beginStart()
 	defer func() { end(err) }()
