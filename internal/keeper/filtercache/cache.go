@@ -20,17 +20,18 @@ import (
 type Cache struct {
 	command []string // a program that calls Compile with its standard input and output
 
-	mu        sync.Mutex
-	known     map[[sha256.Size]byte]bool // also those that taught nothing
-	entries   [][]byte
-	installed []installed
-	file      *os.File // all entries; one that was replaced is closed once no start holds it any more
+	mu      sync.Mutex
+	known   map[[sha256.Size]byte]bool // those that are learned or being learned, and those that can teach nothing
+	learned []learned                  // oldest first
+	file    *os.File                   // all entries; one that was replaced is closed once no start holds it any more
 }
 
-// installed is a filter as libcontainer's init gives it to the kernel: what libseccomp made of a profile, with the answer
-// to system calls that are newer than the profile in front.
-type installed struct {
+// learned is what there is to know of a profile.
+type learned struct {
 	profile [sha256.Size]byte
+	entry   []byte // for inits: a description and its program
+	// The filter as libcontainer's init gives it to the kernel: what libseccomp made of the profile, with the answer to
+	// system calls that are newer than the profile in front. The program is empty where that could not be learned.
 	flags   uint32
 	program []byte
 }
@@ -44,9 +45,9 @@ func (c *Cache) Installed(profile *configs.Seccomp) (flags uint32, program []byt
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, i := range c.installed {
-		if i.profile == key {
-			return i.flags, i.program, true
+	for _, l := range c.learned {
+		if l.profile == key && len(l.program) > 0 {
+			return l.flags, l.program, true
 		}
 	}
 	return 0, nil, false
@@ -90,45 +91,55 @@ func (c *Cache) Learn(ctx context.Context, profile *configs.Seccomp) error {
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	taught, err := cmd.Output()
-	entry, last, ok := parse(taught)
+	l, ok := parse(taught)
 	if err == nil && !ok {
 		err = errors.New("it is not one that libseccomp compiles")
 	}
 	if err != nil {
+		if ctx.Err() != nil { // it took too long: perhaps not the next time
+			c.mu.Lock()
+			delete(c.known, key)
+			c.mu.Unlock()
+		}
 		return fmt.Errorf("compiling a seccomp profile ahead: %w %s", err, bytes.TrimSpace(complaint.Bytes()))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.entries = append(c.entries, entry); len(c.entries) > limit {
-		c.entries = c.entries[1:]
+	l.profile = key
+	if c.learned = append(c.learned, l); len(c.learned) > limit {
+		delete(c.known, c.learned[0].profile)
+		c.learned = c.learned[1:]
 	}
-	if last.profile = key; len(last.program) > 0 {
-		if c.installed = append(c.installed, last); len(c.installed) > limit {
-			c.installed = c.installed[1:]
-		}
-	}
-	c.file, err = layOut(c.entries)
+	c.file, err = layOut(c.entries())
 	return err
+}
+
+func (c *Cache) entries() (all [][]byte) {
+	for _, l := range c.learned {
+		all = append(all, l.entry)
+	}
+	return all
 }
 
 // parse takes apart what Compile wrote: an entry, which is the lengths of a description and a program, and both; and, if
 // libcontainer went on to install a filter, that filter's flags, length and instructions.
-func parse(b []byte) (entry []byte, last installed, ok bool) {
+func parse(b []byte) (l learned, ok bool) {
 	if len(b) < 8 {
-		return nil, last, false
+		return l, false
 	}
 	description, program := uint64(binary.NativeEndian.Uint32(b)), uint64(binary.NativeEndian.Uint32(b[4:]))
 	if description == 0 || program == 0 || uint64(len(b)) < 8+description+program {
-		return nil, last, false
+		return l, false
 	}
-	entry, b = b[:8+description+program], b[8+description+program:]
+	l.entry, b = b[:8+description+program], b[8+description+program:]
 	if len(b) == 0 {
-		return entry, last, true
+		return l, true
 	}
 	if len(b) < 8 || uint64(len(b)) != 8+uint64(binary.NativeEndian.Uint32(b[4:])) || len(b)%8 != 0 {
-		return nil, last, false
+		return l, false
 	}
-	return entry, installed{flags: binary.NativeEndian.Uint32(b), program: b[8:]}, true
+	l.flags, l.program = binary.NativeEndian.Uint32(b), b[8:]
+	return l, true
 }
 
 // magic begins the file; FILTERCACHE_MAGIC in wrap.h is the same.

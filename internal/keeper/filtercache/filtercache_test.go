@@ -156,8 +156,8 @@ func TestALearnedProfileIsLibseccompsOwn(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(c.entries) != 1 {
-		t.Errorf("a profile learned twice left %d entries", len(c.entries))
+	if len(c.learned) != 1 {
+		t.Errorf("a profile learned twice left %d entries", len(c.learned))
 	}
 	if got := program(t, plain, c.File()); !bytes.Equal(got, wantPlain) {
 		t.Error("the learned program is not the one libseccomp makes")
@@ -182,12 +182,12 @@ func TestAnInitTakesWhatWasLearned(t *testing.T) {
 	if err := c.Learn(context.Background(), profile); err != nil {
 		t.Fatal(err)
 	}
-	entry := c.entries[0]
+	entry := c.learned[0].entry
 	description, length := binary.NativeEndian.Uint32(entry), binary.NativeEndian.Uint32(entry[4:])
 	mark := bytes.Repeat([]byte("mark"), int(length)/4)
 	copy(entry[8+description:], mark)
 	var err error
-	if c.file, err = layOut(c.entries); err != nil {
+	if c.file, err = layOut(c.entries()); err != nil {
 		t.Fatal(err)
 	}
 	if got := program(t, profile, c.File()); !bytes.Equal(got, mark) {
@@ -212,8 +212,8 @@ func TestAProfileThatCannotBeCompiledTeachesNothing(t *testing.T) {
 	for range 2 {
 		_ = c.Learn(context.Background(), bad)
 	}
-	if len(c.entries) != 1 {
-		t.Errorf("%d entries, one profile could be compiled", len(c.entries))
+	if len(c.learned) != 1 {
+		t.Errorf("%d entries, one profile could be compiled", len(c.learned))
 	}
 	if err := c.Learn(context.Background(), nil); err != nil {
 		t.Error("no profile is not an error:", err)
@@ -222,14 +222,42 @@ func TestAProfileThatCannotBeCompiledTeachesNothing(t *testing.T) {
 
 func TestManyProfilesAreForgottenOldestFirst(t *testing.T) {
 	c := New(os.Args[0], "compile")
-	for i := range limit + 2 {
+	profile := func(i int) *configs.Seccomp {
 		ret := uint(i + 2)
-		if err := c.Learn(context.Background(), &configs.Seccomp{DefaultAction: configs.Allow, Architectures: []string{"amd64"},
-			Syscalls: []*configs.Syscall{{Name: "mkdir", Action: configs.Errno, ErrnoRet: &ret}}}); err != nil {
+		return &configs.Seccomp{DefaultAction: configs.Allow, Architectures: []string{"amd64"},
+			Syscalls: []*configs.Syscall{{Name: "mkdir", Action: configs.Errno, ErrnoRet: &ret}}}
+	}
+	for i := range limit + 2 {
+		if err := c.Learn(context.Background(), profile(i)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if len(c.entries) != limit {
-		t.Errorf("%d entries, want the newest %d", len(c.entries), limit)
+	if len(c.learned) != limit {
+		t.Errorf("%d entries, want the newest %d", len(c.learned), limit)
+	}
+	// One that was forgotten is learned again when it is used again.
+	first := profile(0)
+	if _, _, ok := c.Installed(first); ok {
+		t.Error("the oldest is still known")
+	}
+	if err := c.Learn(context.Background(), first); err != nil {
+		t.Fatal(err)
+	}
+	if _, program, ok := c.Installed(first); !ok || len(program) == 0 {
+		t.Error("one that was forgotten is not learned again")
+	}
+}
+
+// TestALearningThatTookTooLongIsTriedAgain: it says nothing of the profile.
+func TestALearningThatTookTooLongIsTriedAgain(t *testing.T) {
+	c := New(os.Args[0], "compile")
+	profile := defaultProfile(t, "CAP_CHOWN")
+	over, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := c.Learn(over, profile); err == nil {
+		t.Fatal("it was learned in no time")
+	}
+	if err := c.Learn(context.Background(), profile); err != nil || len(c.learned) != 1 {
+		t.Errorf("it is not learned afterwards: %v", err)
 	}
 }
