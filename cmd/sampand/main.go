@@ -106,6 +106,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.TLSKey, "tlskey", "", "the daemon's key")
 	f.StringVar(&cfg.LogDriver, "log-driver", cfg.LogDriver, "log driver of containers that choose none")
 	f.StringToStringVar(&cfg.LogOpts, "log-opt", nil, "option of that log driver")
+	f.StringArrayVar(&cfg.Generic, "node-generic-resource", nil, "resource of this host as a node of a cluster, KIND=NUMBER or KIND=NAME")
 	f.StringArrayVar(&cfg.CDISpecDirs, "cdi-spec-dir", nil, "folder with CDI descriptions of devices (default /etc/cdi and /var/run/cdi)")
 	f.StringVar(&cfg.MetricsAddr, "metrics-addr", "", "ADDRESS:PORT that serves /metrics in Prometheus' form, as the API's socket does")
 	f.StringVar(&cfg.Keeper, "keeper", "", "path of sampan-keeper (default: beside this program)")

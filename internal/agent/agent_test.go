@@ -34,11 +34,18 @@ func testTask() *cloud.Task {
 	return t
 }
 
-func TestContainerOfATask(t *testing.T) {
-	cfg, err := containerConfig(testTask(), cloud.NewNodeView(), "n1", cloud.NodeDescription{Hostname: "host1"}, nil)
+// configOf is the container's configuration of a task on host1.
+func configOf(t *testing.T, task *cloud.Task) container.Config {
+	t.Helper()
+	spec, err := task.Spec.Container.ExpandTemplates(templateContext(task, "n1", cloud.NodeDescription{Hostname: "host1"}))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return containerConfig(task, spec, cloud.NewNodeView(), "n1", nil)
+}
+
+func TestContainerOfATask(t *testing.T) {
+	cfg := configOf(t, testTask())
 	if cfg.Name != "web.2.tid" || cfg.Hostname != "host1-2" || !slices.Equal(cfg.Env, []string{"SERVICE=web", "TEAM=a"}) {
 		t.Errorf("name %q, hostname %q, environment %v", cfg.Name, cfg.Hostname, cfg.Env)
 	}
@@ -65,6 +72,37 @@ func TestContainerOfATask(t *testing.T) {
 	}
 }
 
+func TestSecurityAndSwapOfATask(t *testing.T) {
+	task := testTask()
+	task.Generic = []cloud.GenericResource{{Kind: "gpu", Value: "red"}, {Kind: "gpu", Value: "blue"}, {Kind: "disk", Amount: 3}}
+	c := &task.Spec.Container
+	c.OOMScoreAdj = -5
+	c.Privileges = &cloud.Privileges{SELinux: &cloud.SELinuxContext{Disable: true, User: "u", Role: "r", Type: "t", Level: "l"},
+		Seccomp: &cloud.Seccomp{Mode: cloud.SeccompCustom, Profile: []byte("{}")}, AppArmor: cloud.AppArmorDisabled, NoNewPrivileges: true}
+	none, some, all := int64(0), int64(1<<20), int64(-1)
+	task.Spec.MemorySwappiness = &none
+	for swap, want := range map[*int64]int64{nil: 0, &none: 64 << 20, &some: 65 << 20, &all: -1} {
+		task.Spec.SwapBytes = swap
+		cfg := configOf(t, task)
+		if got := cfg.Host.Resources.MemorySwap; got != want {
+			t.Errorf("limit of memory and swap %d, want %d", got, want)
+		}
+	}
+	cfg := configOf(t, task)
+	options := []string{"label=disable", "label=user:u", "label=role:r", "label=level:l", "label=type:t", "seccomp={}", "apparmor=unconfined", "no-new-privileges=true"}
+	if !slices.Equal(cfg.Host.SecurityOpt, options) || cfg.Host.OOMScoreAdj != -5 || *cfg.Host.Resources.MemorySwappiness != 0 {
+		t.Errorf("security options %v, OOM score %d, swappiness %v", cfg.Host.SecurityOpt, cfg.Host.OOMScoreAdj, cfg.Host.Resources.MemorySwappiness)
+	}
+	if env := cfg.Env[len(cfg.Env)-2:]; !slices.Equal(env, []string{"DOCKER_RESOURCE_DISK=3", "DOCKER_RESOURCE_GPU=red,blue"}) {
+		t.Errorf("environment %v", cfg.Env)
+	}
+	task.Spec.MemorySwappiness = &all
+	c.Privileges = &cloud.Privileges{Seccomp: &cloud.Seccomp{Mode: cloud.SeccompDefault}, AppArmor: cloud.AppArmorDefault}
+	if cfg = configOf(t, task); cfg.Host.SecurityOpt != nil || cfg.Host.Resources.MemorySwappiness != nil {
+		t.Errorf("the defaults are %v, swappiness %v", cfg.Host.SecurityOpt, cfg.Host.Resources.MemorySwappiness)
+	}
+}
+
 func TestContainerOfATaskWithoutNetworks(t *testing.T) {
 	for target, want := range map[string]string{"": "bridge", "host": "host", "none": "none"} {
 		task := testTask()
@@ -72,9 +110,8 @@ func TestContainerOfATaskWithoutNetworks(t *testing.T) {
 		if target != "" {
 			task.Spec.Networks = []cloud.NetworkConnection{{Target: target}}
 		}
-		cfg, err := containerConfig(task, cloud.NewNodeView(), "n1", cloud.NodeDescription{}, nil)
-		if err != nil || cfg.Host.NetworkMode != want {
-			t.Errorf("network %q: mode %s, %v", target, cfg.Host.NetworkMode, err)
+		if cfg := configOf(t, task); cfg.Host.NetworkMode != want {
+			t.Errorf("network %q: mode %s", target, cfg.Host.NetworkMode)
 		}
 	}
 }
@@ -204,13 +241,13 @@ func TestSecretFiles(t *testing.T) {
 	task.Spec.Container.Secrets = []cloud.FileReference{{ID: "s", Name: "key", Path: "key", Mode: 0o400}}
 	task.Spec.Container.Configs = []cloud.FileReference{{ID: "c", Name: "conf", Path: "/etc/app.conf"}}
 	view := cloud.NewNodeView()
-	if _, err := f.write(task, view); err == nil || err.Error() != "secret not found: key" {
+	if _, err := f.write(task, view, new(cloud.TemplateContext), nil); err == nil || err.Error() != "secret not found: key" {
 		t.Errorf("without the secret: %v", err)
 	}
 	view.Secrets["s"] = &cloud.Secret{Spec: cloud.SecretSpec{Data: []byte("s3cret")}}
 	view.Configs["c"] = &cloud.Config{Spec: cloud.SecretSpec{Data: []byte("conf")}}
 	for range 2 { // a second attempt finds the first one's files
-		mounts, err := f.write(task, view)
+		mounts, err := f.write(task, view, new(cloud.TemplateContext), nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -49,17 +49,40 @@ func (f *files) open() error {
 	return f.err
 }
 
-// write makes the task's files and returns their mounts.
-func (f *files) write(t *cloud.Task, view *cloud.NodeView) ([]container.Mount, error) {
+// write makes the task's files and returns their mounts. Those that are templates are filled with values, with each other
+// and with the task's environment.
+func (f *files) write(t *cloud.Task, view *cloud.NodeView, values *cloud.TemplateContext, env []string) ([]container.Mount, error) {
 	spec := &t.Spec.Container
 	if len(spec.Secrets)+len(spec.Configs) == 0 {
 		return nil, nil
+	}
+	all := cloud.TemplateFiles{Secrets: map[string][]byte{}, Configs: map[string][]byte{}, Env: env}
+	for _, r := range spec.Secrets {
+		s := view.Secrets[r.ID]
+		if s == nil {
+			return nil, fault.New(fault.NotFound, "secret not found: %s", r.Name)
+		}
+		all.Secrets[r.Path] = s.Spec.Data
+	}
+	for _, r := range spec.Configs {
+		c := view.Configs[r.ID]
+		if c == nil {
+			return nil, fault.New(fault.NotFound, "config not found: %s", r.Name)
+		}
+		all.Configs[r.Path] = c.Spec.Data
 	}
 	if err := f.open(); err != nil {
 		return nil, err
 	}
 	var mounts []container.Mount
-	add := func(n int, kind string, r cloud.FileReference, data []byte, base string) error {
+	add := func(n int, kind string, r cloud.FileReference, content *cloud.SecretSpec, base string) error {
+		data := content.Data
+		if content.Templating != nil {
+			var err error
+			if data, err = values.ExpandPayload(data, &all); err != nil {
+				return fmt.Errorf("failed to expand templated %s %s: %w", kind, r.Name, err)
+			}
+		}
 		source := filepath.Join(f.dir, t.ID, kind+strconv.Itoa(n))
 		if err := writeOwned(source, r, data); err != nil {
 			return err
@@ -72,20 +95,12 @@ func (f *files) write(t *cloud.Task, view *cloud.NodeView) ([]container.Mount, e
 		return nil
 	}
 	for i, r := range spec.Secrets {
-		s := view.Secrets[r.ID]
-		if s == nil {
-			return nil, fault.New(fault.NotFound, "secret not found: %s", r.Name)
-		}
-		if err := add(i, "secret", r, s.Spec.Data, "/run/secrets"); err != nil {
+		if err := add(i, "secret", r, &view.Secrets[r.ID].Spec, "/run/secrets"); err != nil {
 			return nil, err
 		}
 	}
 	for i, r := range spec.Configs {
-		c := view.Configs[r.ID]
-		if c == nil {
-			return nil, fault.New(fault.NotFound, "config not found: %s", r.Name)
-		}
-		if err := add(i, "config", r, c.Spec.Data, "/"); err != nil {
+		if err := add(i, "config", r, &view.Configs[r.ID].Spec, "/"); err != nil {
 			return nil, err
 		}
 	}

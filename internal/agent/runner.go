@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -228,8 +229,15 @@ func (r *runner) make(ctx context.Context) (string, error) {
 		return c.ID, nil
 	}
 	t, _, _ := r.look()
-	if err := r.image(ctx, t); err != nil {
+	values := templateContext(t, r.a.cfg.NodeID, r.a.cfg.Description())
+	spec, err := t.Spec.Container.ExpandTemplates(values)
+	if err != nil {
 		return "", err
+	}
+	for _, ref := range images(&spec) {
+		if err := r.image(ctx, t, ref); err != nil {
+			return "", err
+		}
 	}
 	// The networks must know the task before its sandbox is joined to them. If they cannot be made, joining says why.
 	needs := func(v *cloud.NodeView) bool { return v.Tasks[r.id] != nil }
@@ -240,14 +248,11 @@ func (r *runner) make(ctx context.Context) (string, error) {
 		return "", err
 	}
 	view := r.a.views.current()
-	mounts, err := r.a.secrets.write(t, view)
+	mounts, err := r.a.secrets.write(t, view, values, spec.Env)
 	if err != nil {
 		return "", err
 	}
-	cfg, err := containerConfig(t, view, r.a.cfg.NodeID, r.a.cfg.Description(), mounts)
-	if err != nil {
-		return "", err
-	}
+	cfg := containerConfig(t, spec, view, r.a.cfg.NodeID, mounts)
 	id, warnings, err := r.a.cfg.Engine.Create(ctx, cfg, "")
 	if err != nil {
 		return "", err
@@ -258,9 +263,19 @@ func (r *runner) make(ctx context.Context) (string, error) {
 	return id, nil
 }
 
-// image sees that the host has the task's image.
-func (r *runner) image(ctx context.Context, t *cloud.Task) error {
-	ref := t.Spec.Container.Image
+// images are the task's image and those that it mounts.
+func images(spec *cloud.ContainerSpec) []string {
+	all := []string{spec.Image}
+	for _, m := range spec.Mounts {
+		if m.Type == cloud.MountImage && !slices.Contains(all, m.Source) {
+			all = append(all, m.Source)
+		}
+	}
+	return all
+}
+
+// image sees that the host has an image that the task needs.
+func (r *runner) image(ctx context.Context, t *cloud.Task, ref string) error {
 	lock := r.a.tasks.pullLock(ref)
 	lock.Lock()
 	defer lock.Unlock()

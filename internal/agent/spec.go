@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/base64"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,26 +14,25 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
-// containerConfig puts a task into the engine's words.
-func containerConfig(t *cloud.Task, view *cloud.NodeView, nodeID string, host cloud.NodeDescription, files []container.Mount) (container.Config, error) {
-	spec, err := t.Spec.Container.ExpandTemplates(templateContext(t, nodeID, host))
-	if err != nil {
-		return container.Config{}, err
-	}
+// containerConfig puts a task into the engine's words. spec is the task's own, its templates filled.
+func containerConfig(t *cloud.Task, spec cloud.ContainerSpec, view *cloud.NodeView, nodeID string, files []container.Mount) container.Config {
 	cfg := container.Config{
 		Name: t.Name(), Image: spec.Image, Hostname: spec.Hostname, User: spec.User, Tty: spec.TTY, OpenStdin: spec.OpenStdin,
-		Env: spec.Env, Cmd: spec.Args, Entrypoint: spec.Command, WorkingDir: spec.Dir, StopSignal: spec.StopSignal,
+		Env: slices.Concat(spec.Env, cloud.GenericEnv(t.Generic)), Cmd: spec.Args, Entrypoint: spec.Command, WorkingDir: spec.Dir, StopSignal: spec.StopSignal,
 		Labels: map[string]string{},
 		Host: container.HostConfig{
 			ReadonlyRootfs: spec.ReadOnly, Init: spec.Init, GroupAdd: spec.Groups, CapAdd: spec.CapAdd, CapDrop: spec.CapDrop,
 			Sysctls: spec.Sysctls, DNS: spec.DNS.Servers, DNSSearch: spec.DNS.Search, DNSOptions: spec.DNS.Options,
-			ExtraHosts: extraHosts(spec.Hosts),
-			Restart:    container.RestartPolicy{Name: "no"}, // the managers replace tasks
+			ExtraHosts: extraHosts(spec.Hosts), OOMScoreAdj: int(spec.OOMScoreAdj), SecurityOpt: securityOptions(spec.Privileges),
+			Restart: container.RestartPolicy{Name: "no"}, // the managers replace tasks
 			Resources: container.Resources{
 				NanoCPUs: t.Spec.Limits.NanoCPUs, Memory: t.Spec.Limits.MemoryBytes, PidsLimit: t.Spec.Limits.Pids,
-				MemoryReservation: t.Spec.Reservations.MemoryBytes,
+				MemoryReservation: t.Spec.Reservations.MemoryBytes, MemorySwap: memorySwap(&t.Spec),
 			},
 		},
+	}
+	if s := t.Spec.MemorySwappiness; s != nil && *s >= 0 {
+		cfg.Host.Resources.MemorySwappiness = s
 	}
 	for k, v := range spec.Labels {
 		cfg.Labels[k] = v
@@ -56,7 +56,8 @@ func containerConfig(t *cloud.Task, view *cloud.NodeView, nodeID string, host cl
 		cfg.Host.Mounts = append(cfg.Host.Mounts, container.Mount{
 			Type: container.MountType(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation,
 			NoCopy: m.NoCopy, Subpath: m.Subpath, Driver: m.VolumeDriver, DriverOpts: m.VolumeOpts, Labels: m.VolumeLabels,
-			TmpfsSize: m.TmpfsSize, TmpfsMode: m.TmpfsMode, FromSpec: true,
+			NonRecursive: m.NonRecursive, ReadOnlyNonRecursive: m.ReadOnlyNonRecursive, ReadOnlyForceRecursive: m.ReadOnlyForceRecursive,
+			CreateMountpoint: m.CreateMountpoint, TmpfsSize: m.TmpfsSize, TmpfsMode: m.TmpfsMode, TmpfsOptions: m.TmpfsOptions, FromSpec: true,
 		})
 	}
 	cfg.Host.Mounts = append(cfg.Host.Mounts, files...)
@@ -71,7 +72,51 @@ func containerConfig(t *cloud.Task, view *cloud.NodeView, nodeID string, host cl
 		}
 	}
 	join(&cfg, t, view)
-	return cfg, nil
+	return cfg
+}
+
+// memorySwap is the limit of memory and swap together, as the engine counts it: 0 for its default, -1 for no limit.
+func memorySwap(t *cloud.TaskSpec) int64 {
+	switch {
+	case t.SwapBytes == nil || t.Limits.MemoryBytes == 0:
+		return 0
+	case *t.SwapBytes == -1:
+		return -1
+	}
+	return t.Limits.MemoryBytes + *t.SwapBytes
+}
+
+// securityOptions are the privileges in the words of docker run --security-opt.
+func securityOptions(p *cloud.Privileges) []string {
+	if p == nil {
+		return nil
+	}
+	var out []string
+	if s := p.SELinux; s != nil {
+		if s.Disable {
+			out = append(out, "label=disable")
+		}
+		for _, l := range [][2]string{{"user", s.User}, {"role", s.Role}, {"level", s.Level}, {"type", s.Type}} {
+			if l[1] != "" {
+				out = append(out, "label="+l[0]+":"+l[1])
+			}
+		}
+	}
+	if s := p.Seccomp; s != nil {
+		switch s.Mode {
+		case cloud.SeccompUnconfined:
+			out = append(out, "seccomp=unconfined")
+		case cloud.SeccompCustom:
+			out = append(out, "seccomp="+string(s.Profile))
+		}
+	}
+	if p.AppArmor == cloud.AppArmorDisabled {
+		out = append(out, "apparmor=unconfined")
+	}
+	if p.NoNewPrivileges {
+		out = append(out, "no-new-privileges=true")
+	}
+	return out
 }
 
 // join names the task's networks with the addresses that the cluster's allocator gave. A task without any is on the

@@ -3,6 +3,7 @@ package cloud
 import (
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,9 +108,60 @@ func TestTemplates(t *testing.T) {
 	if spec.Env[0] != "NAME={{.Service.Name}}-{{.Task.Slot}}" {
 		t.Error("the specification itself was changed")
 	}
-	for _, bad := range []string{"{{.Service", "{{.Nothing}}", "{{.Service.Labels.none}}", "{{template \"x\"}}"} {
+	spec = ContainerSpec{Env: []string{`ALL={{join "," .Service.Name .Node.Hostname .Task.Slot}}`}, Mounts: []Mount{{Source: "v", Target: "/v",
+		VolumeLabels: map[string]string{"of": "{{.Task.Slot}}"}, VolumeOpts: map[string]string{"device": "host:/{{.Service.Name}}"}}}}
+	if got, err = spec.ExpandTemplates(c); err != nil || got.Env[0] != "ALL=web,host1,3" || got.Mounts[0].VolumeLabels["of"] != "3" || got.Mounts[0].VolumeOpts["device"] != "host:/web" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if _, err := (ContainerSpec{Env: []string{"A={{.Nothing}}"}}).ExpandTemplates(c); err == nil || !strings.Contains(err.Error(), `expanding env "A={{.Nothing}}": template: expansion:1:`) {
+		t.Errorf("%v", err)
+	}
+	for _, bad := range []string{"{{.Service", "{{.Nothing}}", "{{.Service.Labels.none}}", "{{template \"x\"}}", `{{.Expand "x"}}`, `{{env "A"}}`} {
 		if _, err := c.Expand(bad); !fault.Is(err, fault.InvalidArgument) {
 			t.Errorf("%s: %v", bad, err)
+		}
+	}
+}
+
+// TestPayloads: secrets and configs that are templates see each other by the names of their files, as they were given, and
+// the environment of the task.
+func TestPayloads(t *testing.T) {
+	c := new(TemplateContext)
+	c.Task.Slot = "3"
+	files := &TemplateFiles{Secrets: map[string][]byte{"key": []byte("hunter2")}, Configs: map[string][]byte{"/etc/base": []byte("{{.Task.Slot}}")}, Env: []string{"A=b=c"}}
+	got, err := c.ExpandPayload([]byte(`{{.Task.Slot}} {{secret "key"}} {{config "/etc/base"}} {{env "A"}} [{{env "NONE"}}] {{join "-" "x" "y"}}`), files)
+	if want := "3 hunter2 {{.Task.Slot}} b=c [] x-y"; err != nil || string(got) != want {
+		t.Errorf("%s, %v, want %s", got, err, want)
+	}
+	if _, err := c.ExpandPayload([]byte(`{{secret "none"}}`), files); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "secret target none not found") {
+		t.Errorf("%v", err)
+	}
+}
+
+func TestGenericResources(t *testing.T) {
+	have, err := ParseGenericResources([]string{"gpu=red", "disk=5", "gpu = blue"})
+	if err != nil || !slices.Equal(have, []GenericResource{{Kind: "disk", Amount: 5}, {Kind: "gpu", Value: "red"}, {Kind: "gpu", Value: "blue"}}) {
+		t.Fatalf("%v, %v", have, err)
+	}
+	for _, bad := range []string{"gpu", "gpu=", "=1", "gpu=a=b", "gpu=-1"} {
+		if _, err := ParseGenericResources([]string{bad}); !fault.Is(err, fault.InvalidArgument) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
+	if _, err := ParseGenericResources([]string{"gpu=red", "gpu=1"}); err == nil {
+		t.Error("a number and a name of one kind were taken")
+	}
+	taken, left, ok := TakeGeneric(have, []GenericResource{{Kind: "gpu", Amount: 1}, {Kind: "disk", Amount: 2}})
+	if !ok || !slices.Equal(taken, []GenericResource{{Kind: "gpu", Value: "red"}, {Kind: "disk", Amount: 2}}) ||
+		!slices.Equal(left, []GenericResource{{Kind: "disk", Amount: 3}, {Kind: "gpu", Value: "blue"}}) || len(have) != 3 || have[0].Amount != 5 {
+		t.Errorf("taken %v, left %v of %v", taken, left, have)
+	}
+	if again := WithoutGeneric(have, taken); !slices.Equal(again, left) {
+		t.Errorf("%v are left, want %v", again, left)
+	}
+	for _, ask := range [][]GenericResource{{{Kind: "gpu", Amount: 3}}, {{Kind: "disk", Amount: 6}}, {{Kind: "tpu", Amount: 1}}, {{Kind: "disk", Amount: 3}, {Kind: "disk", Amount: 3}}} {
+		if taken, left, ok := TakeGeneric(have, ask); ok || taken != nil || !slices.Equal(left, have) {
+			t.Errorf("%v: taken %v, left %v", ask, taken, left)
 		}
 	}
 }
@@ -125,6 +177,15 @@ func TestTaskSpecEqual(t *testing.T) {
 	if !a.Equal(&b) {
 		t.Error("alike but for what makes no difference to a running task, and not equal")
 	}
+	b.Container.Privileges = &Privileges{}
+	if !a.Equal(&b) {
+		t.Error("privileges that say nothing make a difference")
+	}
+	b.Container.Privileges = &Privileges{NoNewPrivileges: true}
+	if a.Equal(&b) {
+		t.Error("privileges make no difference")
+	}
+	b.Container.Privileges = nil
 	b.ForceUpdate = 1
 	if a.Equal(&b) {
 		t.Error("a forced update makes no difference")

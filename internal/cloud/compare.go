@@ -14,6 +14,9 @@ func (s *TaskSpec) Equal(o *TaskSpec) bool {
 	for _, t := range []*TaskSpec{&a, &b} {
 		t.Placement, t.Restart = Placement{}, RestartPolicy{}
 		t.Container.PullAuth = ""
+		if p := t.Container.Privileges; p != nil && *p == (Privileges{}) {
+			t.Container.Privileges = nil
+		}
 	}
 	return reflect.DeepEqual(normal(reflect.ValueOf(a)).Interface(), normal(reflect.ValueOf(b)).Interface())
 }

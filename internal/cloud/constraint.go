@@ -70,26 +70,36 @@ func parseConstraint(e string) (Constraint, error) {
 
 // SatisfiedBy reports whether the node satisfies the constraint.
 func (c Constraint) SatisfiedBy(n *Node) bool {
-	key := strings.ToLower(c.Key)
-	switch {
-	case key == "node.id":
-		return c.is(n.ID)
-	case key == "node.hostname":
-		return c.is(n.Description.Hostname)
-	case key == "node.role":
-		return c.is(string(n.Spec.Role))
-	case key == "node.platform.os":
-		return c.is(n.Description.OS)
-	case key == "node.platform.arch":
+	switch strings.ToLower(c.Key) {
+	case "node.platform.arch":
 		return (NormalArch(c.Value) == NormalArch(n.Description.Architecture)) == c.Equal
-	case key == "node.ip":
+	case "node.ip":
 		return c.isAddr(n.Status.Addrs)
-	case strings.HasPrefix(key, nodeLabelPrefix):
-		return c.is(n.Spec.Labels[c.Key[len(nodeLabelPrefix):]])
-	case strings.HasPrefix(key, engineLabelPrefix):
-		return c.is(n.Description.Labels[c.Key[len(engineLabelPrefix):]])
 	}
-	return false
+	have, ok := n.Value(c.Key)
+	return ok && c.is(have)
+}
+
+// Value returns what the node has for a key of constraints and placement preferences: node.hostname, node.labels.NAME and
+// so on, "" for a label that it lacks. ok is false for what is no key, and for node.ip, of which there may be several.
+func (n *Node) Value(key string) (value string, ok bool) {
+	switch k := strings.ToLower(key); {
+	case k == "node.id":
+		return n.ID, true
+	case k == "node.hostname":
+		return n.Description.Hostname, true
+	case k == "node.role":
+		return string(n.Spec.Role), true
+	case k == "node.platform.os":
+		return n.Description.OS, true
+	case k == "node.platform.arch":
+		return NormalArch(n.Description.Architecture), true
+	case len(k) > len(nodeLabelPrefix) && strings.HasPrefix(k, nodeLabelPrefix):
+		return n.Spec.Labels[key[len(nodeLabelPrefix):]], true
+	case len(k) > len(engineLabelPrefix) && strings.HasPrefix(k, engineLabelPrefix):
+		return n.Description.Labels[key[len(engineLabelPrefix):]], true
+	}
+	return "", false
 }
 
 func (c Constraint) is(have string) bool { return strings.EqualFold(c.Value, have) == c.Equal }

@@ -116,4 +116,11 @@ type Resources struct {
 	NanoCPUs    int64 `json:"nanoCPUs,omitempty"`
 	MemoryBytes int64 `json:"memoryBytes,omitempty"`
 	Pids        int64 `json:"pids,omitempty"`
+	// Generic are resources of the users' own kinds. A request asks for amounts only.
+	Generic []GenericResource `json:"generic,omitempty"`
+}
+
+// IsZero reports whether nothing is there, or asked for.
+func (r *Resources) IsZero() bool {
+	return r.NanoCPUs == 0 && r.MemoryBytes == 0 && r.Pids == 0 && len(r.Generic) == 0
 }

@@ -61,14 +61,17 @@ type JobStatus struct {
 
 // TaskSpec is what one task of a service is. A change of it replaces tasks; see (*TaskSpec).Equal.
 type TaskSpec struct {
-	Container    ContainerSpec       `json:"container"`
-	Limits       Resources           `json:"limits"`
-	Reservations Resources           `json:"reservations"`
-	Restart      RestartPolicy       `json:"restart"`
-	Placement    Placement           `json:"placement"`
-	Networks     []NetworkConnection `json:"networks,omitempty"`
-	Log          *LogConfig          `json:"log,omitempty"`
-	ForceUpdate  uint64              `json:"forceUpdate,omitempty"`
+	Container    ContainerSpec `json:"container"`
+	Limits       Resources     `json:"limits"`
+	Reservations Resources     `json:"reservations"`
+	// SwapBytes is how much swap a task may use beside its memory limit, -1: any amount; nil: as much as memory.
+	SwapBytes        *int64              `json:"swapBytes,omitempty"`
+	MemorySwappiness *int64              `json:"memorySwappiness,omitempty"` // 0 to 100, nil or -1: the host's
+	Restart          RestartPolicy       `json:"restart"`
+	Placement        Placement           `json:"placement"`
+	Networks         []NetworkConnection `json:"networks,omitempty"`
+	Log              *LogConfig          `json:"log,omitempty"`
+	ForceUpdate      uint64              `json:"forceUpdate,omitempty"`
 }
 
 // ContainerSpec is what the engine runs for a task. It is long because the Docker Engine API gives a service's
@@ -100,7 +103,51 @@ type ContainerSpec struct {
 	CapAdd          []string          `json:"capAdd,omitempty"`
 	CapDrop         []string          `json:"capDrop,omitempty"`
 	Ulimits         []Ulimit          `json:"ulimits,omitempty"`
+	OOMScoreAdj     int64             `json:"oomScoreAdj,omitempty"`
+	Privileges      *Privileges       `json:"privileges,omitempty"`
 }
+
+// Privileges are a container's security options. The empty one is the defaults, as nil is.
+type Privileges struct {
+	SELinux         *SELinuxContext `json:"selinux,omitempty"`
+	Seccomp         *Seccomp        `json:"seccomp,omitempty"`
+	AppArmor        AppArmorMode    `json:"apparmor,omitempty"`
+	NoNewPrivileges bool            `json:"noNewPrivileges,omitempty"`
+}
+
+// SELinuxContext is the label of a container on a host that has SELinux.
+type SELinuxContext struct {
+	Disable bool   `json:"disable,omitempty"`
+	User    string `json:"user,omitempty"`
+	Role    string `json:"role,omitempty"`
+	Type    string `json:"type,omitempty"`
+	Level   string `json:"level,omitempty"`
+}
+
+// SeccompMode chooses the filter of system calls.
+type SeccompMode string
+
+// The seccomp modes. Empty means default.
+const (
+	SeccompDefault    SeccompMode = "default"
+	SeccompUnconfined SeccompMode = "unconfined"
+	SeccompCustom     SeccompMode = "custom" // Profile
+)
+
+// Seccomp is the filter of system calls of a container.
+type Seccomp struct {
+	Mode    SeccompMode `json:"mode,omitempty"`
+	Profile []byte      `json:"profile,omitempty"` // JSON, as docker run takes it
+}
+
+// AppArmorMode chooses the AppArmor profile on a host that has AppArmor.
+type AppArmorMode string
+
+// The AppArmor modes. Empty means that nothing is said, which is the default too.
+const (
+	AppArmorDefault  AppArmorMode = "default"
+	AppArmorDisabled AppArmorMode = "disabled"
+)
 
 // DNSConfig replaces what a container's resolver would inherit from its host.
 type DNSConfig struct {
@@ -124,22 +171,29 @@ const (
 	MountBind   MountType = "bind"
 	MountVolume MountType = "volume"
 	MountTmpfs  MountType = "tmpfs"
+	MountImage  MountType = "image"
 )
 
-// Mount is one mount of a container.
+// Mount is one mount of a container. One type for all kinds of mounts, as in the API; what belongs to one kind says so.
 type Mount struct {
-	Type         MountType         `json:"type"`
-	Source       string            `json:"source,omitempty"` // host path, or volume name (empty: anonymous)
-	Target       string            `json:"target"`
-	ReadOnly     bool              `json:"readOnly,omitempty"`
-	Propagation  string            `json:"propagation,omitempty"` // bind only
-	NoCopy       bool              `json:"noCopy,omitempty"`      // volume only: leave out the image's content
-	Subpath      string            `json:"subpath,omitempty"`     // volume only
-	VolumeDriver string            `json:"volumeDriver,omitempty"`
-	VolumeOpts   map[string]string `json:"volumeOpts,omitempty"`
-	VolumeLabels map[string]string `json:"volumeLabels,omitempty"`
-	TmpfsSize    int64             `json:"tmpfsSize,omitempty"` // bytes, 0: no limit
-	TmpfsMode    uint32            `json:"tmpfsMode,omitempty"`
+	Type         MountType `json:"type"`
+	Source       string    `json:"source,omitempty"` // host path, volume name (empty: anonymous) or image
+	Target       string    `json:"target"`
+	ReadOnly     bool      `json:"readOnly,omitempty"`
+	Propagation  string    `json:"propagation,omitempty"`  // bind only
+	NonRecursive bool      `json:"nonRecursive,omitempty"` // bind only
+	// Bind only: ReadOnlyNonRecursive leaves mounts inside writable, ReadOnlyForceRecursive insists that they are not.
+	ReadOnlyNonRecursive   bool              `json:"readOnlyNonRecursive,omitempty"`
+	ReadOnlyForceRecursive bool              `json:"readOnlyForceRecursive,omitempty"`
+	CreateMountpoint       bool              `json:"createMountpoint,omitempty"` // bind only: make the source when it is missing
+	NoCopy                 bool              `json:"noCopy,omitempty"`           // volume only: leave out the image's content
+	Subpath                string            `json:"subpath,omitempty"`          // volume and image only
+	VolumeDriver           string            `json:"volumeDriver,omitempty"`
+	VolumeOpts             map[string]string `json:"volumeOpts,omitempty"`
+	VolumeLabels           map[string]string `json:"volumeLabels,omitempty"`
+	TmpfsSize              int64             `json:"tmpfsSize,omitempty"` // bytes, 0: no limit
+	TmpfsMode              uint32            `json:"tmpfsMode,omitempty"`
+	TmpfsOptions           [][]string        `json:"tmpfsOptions,omitempty"` // each a name, or a name and its value
 }
 
 // FileReference puts a secret or config into a container as a file.

@@ -52,8 +52,9 @@ type Task struct {
 	Desired     TaskState         `json:"desired"`
 	Status      TaskStatus        `json:"status"`
 	Networks    []TaskNetwork     `json:"networks,omitempty"`
-	Ports       []PortConfig      `json:"ports,omitempty"`  // the service's, as allocated
-	Labels      map[string]string `json:"labels,omitempty"` // the service's
+	Ports       []PortConfig      `json:"ports,omitempty"`   // the service's, as allocated
+	Labels      map[string]string `json:"labels,omitempty"`  // the service's
+	Generic     []GenericResource `json:"generic,omitempty"` // what the scheduler took of the node for it
 	// Restarts are the times at which earlier tasks of this slot and specification were replaced because they had ended,
 	// oldest first, as far as the restart policy needs them.
 	Restarts []time.Time `json:"restarts,omitempty"`

@@ -40,7 +40,7 @@ func TestBadServices(t *testing.T) {
 		"update ratio NaN":  {func(s *cloud.ServiceSpec) { s.Update.MaxFailureRatio = math.NaN() }, "TaskSpec: update-maxfailureratio cannot be less than 0 or bigger than 1"},
 		"rollback monitor":  {func(s *cloud.ServiceSpec) { s.Rollback.Monitor = minus }, "TaskSpec: rollback-monitor cannot be negative"},
 		"constraint":        {func(s *cloud.ServiceSpec) { s.Task.Placement.Constraints = []string{"node.role"} }, "constraint expected one operator from ==, !=: got 'node.role'"},
-		"preference":        {func(s *cloud.ServiceSpec) { s.Task.Placement.SpreadOver = []string{"node.rack"} }, `invalid placement preference "node.rack": want spread over node.labels.NAME or engine.labels.NAME`},
+		"preference":        {func(s *cloud.ServiceSpec) { s.Task.Placement.SpreadOver = []string{"node.rack"} }, `invalid placement preference "node.rack": want spread over node.labels.NAME`},
 		"unknown network":   {func(s *cloud.ServiceSpec) { s.Task.Networks = []cloud.NetworkConnection{{Target: "nope"}} }, "network nope not found"},
 		"ingress network":   {func(s *cloud.ServiceSpec) { s.Task.Networks = []cloud.NetworkConnection{{Target: "ingress"}} }, `Service cannot be explicitly attached to the ingress network "ingress"`},
 		"unknown secret": {func(s *cloud.ServiceSpec) {
@@ -67,7 +67,7 @@ func TestBadServices(t *testing.T) {
 		}, "ContainerSpec: duplicate mount point: /x/"},
 		"mount type":      {func(s *cloud.ServiceSpec) { s.Task.Container.Mounts = []cloud.Mount{{Type: "nfs", Target: "/x"}} }, `invalid mount type: "nfs"`},
 		"health interval": {func(s *cloud.ServiceSpec) { s.Task.Container.Health = &cloud.HealthConfig{Interval: 1} }, "ContainerSpec: Interval in HealthConfig cannot be less than 1ms"},
-		"template":        {func(s *cloud.ServiceSpec) { s.Task.Container.Hostname = "{{.Nope}}" }, `expanding "{{.Nope}}"`},
+		"template":        {func(s *cloud.ServiceSpec) { s.Task.Container.Hostname = "{{.Nope}}" }, "expanding hostname failed: template: expansion:1:2"},
 	}
 	run(t, 1, 1, func(t *testing.T, s *sim) {
 		for name, c := range cases {

@@ -48,6 +48,9 @@ func (b blob[T]) create(ctx context.Context, a *API, spec cloud.SecretSpec) (str
 	if len(spec.Data) == 0 || len(spec.Data) >= b.max {
 		return "", fault.New(fault.InvalidArgument, "%s data must be larger than 0 and less than %d bytes", b.kind(), b.max)
 	}
+	if t := spec.Templating; t != nil && t.Name != cloud.TemplateGo {
+		return "", fault.New(fault.InvalidArgument, "unrecognized template type %q: it must be %s", t.Name, cloud.TemplateGo)
+	}
 	id := cloud.NewID()
 	err := a.cfg.Store.Update(ctx, func(tx state.WriteTx) error {
 		if len(state.List[T](tx, state.ByName(spec.Name))) > 0 {

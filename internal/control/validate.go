@@ -228,6 +228,17 @@ func validateTask(t *cloud.TaskSpec) error {
 			return invalid("invalid pids limit %d: Must not be negative", r.Pids)
 		}
 	}
+	for _, g := range t.Reservations.Generic {
+		if g.Named() || g.Kind == "" || g.Amount < 0 {
+			return invalid("invalid argument for resource %s: ask for a number of them", g.Kind)
+		}
+	}
+	if t.SwapBytes != nil && (t.Limits.MemoryBytes == 0 || *t.SwapBytes < -1) {
+		return invalid("memory swap provided, but no memory-limit was set, or the swap is negative")
+	}
+	if s := t.MemorySwappiness; s != nil && (*s < -1 || *s > 100) {
+		return invalid("invalid value: %d, valid memory swappiness range is 0-100", *s)
+	}
 	if l, r := t.Limits, t.Reservations; l.MemoryBytes != 0 && r.MemoryBytes > l.MemoryBytes || l.NanoCPUs != 0 && r.NanoCPUs > l.NanoCPUs {
 		return invalid("a reservation is above its limit: no task could use what is reserved for it")
 	}
@@ -247,12 +258,8 @@ func validateTask(t *cloud.TaskSpec) error {
 		return err
 	}
 	for _, by := range t.Placement.SpreadOver {
-		label, node := strings.CutPrefix(by, "node.labels.")
-		if !node {
-			label, node = strings.CutPrefix(by, "engine.labels.")
-		}
-		if !node || label == "" {
-			return invalid("invalid placement preference %q: want spread over node.labels.NAME or engine.labels.NAME", by)
+		if _, known := new(cloud.Node).Value(by); !known {
+			return invalid("invalid placement preference %q: want spread over node.labels.NAME, engine.labels.NAME, node.hostname or another key of constraints", by)
 		}
 	}
 	for _, n := range t.Networks {
@@ -366,6 +373,10 @@ func validateMounts(mounts []cloud.Mount) error {
 			}
 			if m.TmpfsSize < 0 {
 				return invalid("invalid tmpfs size %d: must not be negative", m.TmpfsSize)
+			}
+		case cloud.MountImage:
+			if m.Source == "" {
+				return invalid("invalid image mount source, must not be empty")
 			}
 		default:
 			return invalid("invalid mount type: %q", m.Type)

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -36,6 +37,7 @@ type Config struct {
 	Mirrors      []string // of docker.io
 	CertDirs     []string // folders with a folder of certificates for each registry that has its own
 	CgroupParent string   // "/sampan"
+	Generic      []string // KIND=NUMBER or KIND=NAME: resources that this host has as a node of a cluster
 	UsernsRemap  string   // whose IDs containers' are on the host: "default", USER[:GROUP], UID[:GID]; "": the host's
 	Userns       string   // "auto": a range of IDs for each container; "" or "host": the host's
 	Group        string   // owner of the unix socket
@@ -128,6 +130,9 @@ func (c *Config) Validate() error {
 			bad("--label %q: want KEY=VALUE", l)
 		}
 	}
+	if _, err := cloud.ParseGenericResources(c.Generic); err != nil {
+		bad("--node-generic-resource: %w", err)
+	}
 	if c.BIP != "" {
 		if p, err := netip.ParsePrefix(c.BIP); err != nil {
 			bad("--bip %q: want an address with its prefix, for example 172.17.0.1/16", c.BIP)
@@ -202,6 +207,7 @@ type configFile struct {
 	Insecure     []string          `json:"insecure-registries"`
 	Mirrors      []string          `json:"registry-mirrors"`
 	CgroupParent *string           `json:"cgroup-parent"`
+	Generic      []string          `json:"node-generic-resources"`
 	UsernsRemap  *string           `json:"userns-remap"`
 	Userns       *string           `json:"userns"`
 	Group        *string           `json:"group"`
@@ -222,7 +228,8 @@ type configFile struct {
 
 // fileFlags gives, for each key that can stand in the file and on the command line, the flag's name.
 var fileFlags = map[string]string{"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry",
-	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "dns-opts": "dns-opt",
+	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "node-generic-resources": "node-generic-resource",
+	"dns-opts":         "dns-opt",
 	"host-gateway-ips": "host-gateway-ip", "default-network-opts": "default-network-opt"}
 
 // ReadFile lays the configuration file at path under what the command line said: flagged reports whether a flag was
@@ -290,6 +297,7 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 	}
 	c.Labels = append(c.Labels, f.Labels...)
 	c.Insecure = append(c.Insecure, f.Insecure...)
+	c.Generic = append(c.Generic, f.Generic...)
 	c.Mirrors = append(c.Mirrors, f.Mirrors...)
 	for _, p := range f.Pools {
 		pool, err := ParseAddressPool(fmt.Sprintf("base=%s,size=%d", p.Base, p.Size))

@@ -39,6 +39,7 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 		InsecureRegistries: cfg.Insecure, Mirrors: cfg.Mirrors, Version: cfg.Version, GitCommit: cfg.Commit,
 		Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
 	}}
+	h.base.GenericResources, _ = cloud.ParseGenericResources(cfg.Generic) // checked by Validate
 	for _, p := range cfg.Pools {
 		h.base.DefaultAddressPools = append(h.base.DefaultAddressPools, docker.AddressPool(p))
 	}
@@ -64,7 +65,7 @@ func (h *hostInfo) description(underlayMTU int) cloud.NodeDescription {
 		labels[k] = v
 	}
 	return cloud.NodeDescription{Hostname: h.base.Name, OS: "linux", Architecture: h.base.Architecture, EngineVersion: h.cfg.Version,
-		Labels: labels, UnderlayMTU: underlayMTU, Resources: cloud.Resources{NanoCPUs: int64(h.base.NCPU) * 1e9, MemoryBytes: h.base.MemTotal}}
+		Labels: labels, UnderlayMTU: underlayMTU, Resources: cloud.Resources{NanoCPUs: int64(h.base.NCPU) * 1e9, MemoryBytes: h.base.MemTotal, Generic: h.base.GenericResources}}
 }
 
 func osRelease() (name, version string) {

@@ -18,15 +18,18 @@ const (
 
 // decision is a node for a task, or the reason why there is none.
 type decision struct {
-	task   *cloud.Task
-	node   string
-	reason string
+	task    *cloud.Task
+	node    string
+	generic []cloud.GenericResource // of the node, for the task
+	reason  string
 }
 
 // host is a node with what its tasks leave of it.
 type host struct {
 	*cloud.Node
 	cpu, memory int64
+	generic     []cloud.GenericResource
+	holders     []*cloud.Task // that have generic resources of it
 	ports       map[portKey]bool
 	tasks       int            // that are meant to run
 	perService  map[string]int // likewise
@@ -56,18 +59,23 @@ func decide(nodes []*cloud.Node, tasks []*cloud.Task, now time.Time) []decision 
 	var list []*host
 	for _, n := range nodes {
 		h := &host{Node: n, cpu: n.Description.Resources.NanoCPUs, memory: n.Description.Resources.MemoryBytes,
-			ports: map[portKey]bool{}, perService: map[string]int{}, failures: map[string]int{}}
+			generic: n.Description.Resources.Generic, ports: map[portKey]bool{}, perService: map[string]int{}, failures: map[string]int{}}
 		hosts[n.ID] = h
 		list = append(list, h)
 	}
+	going := map[place][]*cloud.Task{}
 	for _, t := range tasks {
 		h := hosts[t.NodeID]
 		if h == nil || t.Status.State < cloud.TaskAssigned {
 			continue
 		}
 		if !t.Status.State.Ended() {
+			// One that is being stopped has what it has until it has ended, but does not count as load any more.
+			h.occupy(t)
 			if t.Desired <= cloud.TaskRunning {
-				h.take(t)
+				h.load(t)
+			} else {
+				going[placeOf(t)] = append(going[placeOf(t)], t)
 			}
 			continue
 		}
@@ -77,11 +85,28 @@ func decide(nodes []*cloud.Node, tasks []*cloud.Task, now time.Time) []decision 
 	}
 	var out []decision
 	for _, t := range waiting {
+		// What a task's predecessor still has is the task's own: it does not start before that has ended.
+		var before []*cloud.Task
+		if t.Desired == cloud.TaskReady {
+			before = going[placeOf(t)]
+		}
+		for _, p := range before {
+			hosts[p.NodeID].vacate(p)
+		}
 		h, reason := choose(list, t)
+		for _, p := range before {
+			if h == nil || h.ID != p.NodeID {
+				hosts[p.NodeID].occupy(p)
+			}
+		}
 		switch {
 		case h != nil:
-			h.take(t)
-			out = append(out, decision{task: t, node: h.ID})
+			given, _, _ := cloud.TakeGeneric(h.generic, t.Spec.Reservations.Generic)
+			placed := *t
+			placed.Generic = given
+			h.occupy(&placed)
+			h.load(t)
+			out = append(out, decision{task: t, node: h.ID, generic: given})
 		case reason != t.Status.Err:
 			out = append(out, decision{task: t, reason: reason})
 		}
@@ -89,15 +114,52 @@ func decide(nodes []*cloud.Node, tasks []*cloud.Task, now time.Time) []decision 
 	return out
 }
 
-// take books the task on the host.
-func (h *host) take(t *cloud.Task) {
+// load counts the task as one of the host's.
+func (h *host) load(t *cloud.Task) {
 	h.tasks++
 	h.perService[t.ServiceID]++
+}
+
+// occupy books what the task has of the host: what it reserves, and its ports.
+func (h *host) occupy(t *cloud.Task) {
+	if len(t.Generic) > 0 {
+		h.holders = append(h.holders, t)
+		h.generic = cloud.WithoutGeneric(h.generic, t.Generic)
+	}
 	h.cpu -= t.Spec.Reservations.NanoCPUs
 	h.memory -= t.Spec.Reservations.MemoryBytes
 	for _, p := range hostPorts(t) {
 		h.ports[p] = true
 	}
+}
+
+// vacate undoes occupy.
+func (h *host) vacate(t *cloud.Task) {
+	h.cpu += t.Spec.Reservations.NanoCPUs
+	h.memory += t.Spec.Reservations.MemoryBytes
+	for _, p := range hostPorts(t) {
+		delete(h.ports, p)
+	}
+	if len(t.Generic) > 0 {
+		h.holders = slices.DeleteFunc(h.holders, func(o *cloud.Task) bool { return o == t })
+		h.generic = h.Description.Resources.Generic
+		for _, o := range h.holders {
+			h.generic = cloud.WithoutGeneric(h.generic, o.Generic)
+		}
+	}
+}
+
+// place is where tasks of a service follow each other: a slot, or a node for a global service.
+type place struct {
+	service, node string
+	slot          int
+}
+
+func placeOf(t *cloud.Task) place {
+	if t.Slot == 0 {
+		return place{service: t.ServiceID, node: t.NodeID}
+	}
+	return place{service: t.ServiceID, slot: t.Slot}
 }
 
 func hostPorts(t *cloud.Task) []portKey {
@@ -133,7 +195,10 @@ func filters(t *cloud.Task) []filter {
 		{func(h *host) bool {
 			return h.Status.State == cloud.NodeReady && h.Spec.Availability == cloud.AvailabilityActive
 		}, counted("%d node not available for new tasks", "%d nodes not available for new tasks")},
-		{func(h *host) bool { return r.NanoCPUs <= max(h.cpu, 0) && r.MemoryBytes <= max(h.memory, 0) },
+		{func(h *host) bool {
+			_, _, ok := cloud.TakeGeneric(h.generic, r.Generic)
+			return ok && r.NanoCPUs <= max(h.cpu, 0) && r.MemoryBytes <= max(h.memory, 0)
+		},
 			counted("insufficient resources on %d node", "insufficient resources on %d nodes")},
 		{func(h *host) bool { return err == nil && h.Satisfies(constraints) },
 			counted("scheduling constraints not satisfied on %d node", "scheduling constraints not satisfied on %d nodes")},
@@ -208,13 +273,8 @@ func explain(checks []filter, failed []int) string {
 // service. Tasks on hosts of the same value that cannot take more count too.
 func leastLoadedGroup(able, scope []*host, by, service string) (_, _ []*host) {
 	value := func(h *host) string {
-		if l, ok := strings.CutPrefix(by, "node.labels."); ok {
-			return h.Spec.Labels[l]
-		}
-		if l, ok := strings.CutPrefix(by, "engine.labels."); ok {
-			return h.Description.Labels[l]
-		}
-		return ""
+		v, _ := h.Value(by)
+		return v
 	}
 	load := map[string]int{}
 	for _, h := range scope {

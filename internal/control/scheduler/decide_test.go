@@ -32,7 +32,7 @@ func TestDecide(t *testing.T) {
 			var got strings.Builder
 			for _, d := range decide(nodes, tasks, now) {
 				if d.node != "" {
-					fmt.Fprintf(&got, "%s on %s\n", d.task.ID, d.node)
+					fmt.Fprintf(&got, "%s on %s%s\n", d.task.ID, d.node, strings.Join(append([]string{""}, cloud.GenericEnv(d.generic)...), " "))
 				} else {
 					fmt.Fprintf(&got, "%s waits: %s\n", d.task.ID, d.reason)
 				}
@@ -42,6 +42,15 @@ func TestDecide(t *testing.T) {
 			}
 		})
 	}
+}
+
+func generic(t *testing.T, terms ...string) []cloud.GenericResource {
+	t.Helper()
+	all, err := cloud.ParseGenericResources(terms)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
 }
 
 func parse(t *testing.T, doc string) (nodes []*cloud.Node, tasks []*cloud.Task) {
@@ -81,6 +90,20 @@ func parse(t *testing.T, doc string) (nodes []*cloud.Node, tasks []*cloud.Task) 
 				task.Spec.Placement.MaxReplicas = uint64(num)
 			case "port":
 				task.Ports = []cloud.PortConfig{{Protocol: cloud.TCP, Target: 80, Published: uint16(num), Mode: cloud.PublishHost}}
+			case "gpu":
+				n.Description.Resources.Generic = append(n.Description.Resources.Generic, generic(t, "gpu="+value)...)
+				task.Spec.Reservations.Generic = generic(t, "gpu="+value)
+			case "has":
+				task.Generic = generic(t, strings.Split(value, ",")...)
+			case "wanted":
+				switch value {
+				case "shutdown":
+					task.Desired = cloud.TaskShutdown
+				case "ready":
+					task.Desired = cloud.TaskReady
+				}
+			case "slot":
+				task.Slot = num
 			case "service":
 				task.ServiceID = value
 			case "on":

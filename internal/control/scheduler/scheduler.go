@@ -58,7 +58,7 @@ func (s *Scheduler) schedule(ctx context.Context) error {
 			if n := state.Get[*cloud.Node](tx, d.node); n == nil {
 				return nil
 			}
-			t.NodeID = d.node
+			t.NodeID, t.Generic = d.node, d.generic
 			t.Status.State, t.Status.Timestamp = cloud.TaskAssigned, now
 			t.Status.Message, t.Status.Err = "scheduler assigned task to node", ""
 			return tx.Put(t)

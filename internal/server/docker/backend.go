@@ -248,6 +248,7 @@ type HostInfo struct {
 	CgroupVersion                 string // "1" or "2"
 	SecurityOptions               []string
 	Labels                        []string
+	GenericResources              []cloud.GenericResource // of the node that this host is in a cluster
 	Debug                         bool
 	NFd, NGoroutines              int
 	InsecureRegistries            []string

@@ -119,7 +119,7 @@ func wireNode(n *cloud.Node, cluster Cluster) apiswarm.Node {
 		Spec: apiswarm.NodeSpec{Annotations: apiswarm.Annotations{Name: n.Spec.Name, Labels: mapping(n.Spec.Labels)}, Role: apiswarm.NodeRole(n.Spec.Role), Availability: apiswarm.NodeAvailability(n.Spec.Availability)},
 		Description: apiswarm.NodeDescription{
 			Hostname: d.Hostname, Platform: apiswarm.Platform{Architecture: d.Architecture, OS: d.OS},
-			Resources: apiswarm.Resources{NanoCPUs: d.Resources.NanoCPUs, MemoryBytes: d.Resources.MemoryBytes},
+			Resources: apiswarm.Resources{NanoCPUs: d.Resources.NanoCPUs, MemoryBytes: d.Resources.MemoryBytes, GenericResources: wireGeneric(d.Resources.Generic)},
 			Engine: apiswarm.EngineDescription{EngineVersion: d.EngineVersion, Labels: d.Labels, Plugins: []apiswarm.PluginDescription{
 				{Type: "Log", Name: "json-file"}, {Type: "Network", Name: "bridge"}, {Type: "Network", Name: "host"}, {Type: "Network", Name: "null"},
 				{Type: "Network", Name: "overlay"}, {Type: "Volume", Name: "local"},

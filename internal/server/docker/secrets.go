@@ -46,11 +46,11 @@ func (a *blobAPI[T]) routes(path string, since apiVersion) []route {
 }
 
 func wireSecret(s *cloud.Secret) any {
-	return apiswarm.Secret{ID: s.ID, Meta: wireMeta(&s.Meta), Spec: apiswarm.SecretSpec{Annotations: apiswarm.Annotations{Name: s.Spec.Name, Labels: mapping(s.Spec.Labels)}}}
+	return apiswarm.Secret{ID: s.ID, Meta: wireMeta(&s.Meta), Spec: apiswarm.SecretSpec{Annotations: apiswarm.Annotations{Name: s.Spec.Name, Labels: mapping(s.Spec.Labels)}, Templating: wireTemplating(s.Spec.Templating)}}
 }
 
 func wireConfigObject(c *cloud.Config) any {
-	return apiswarm.Config{ID: c.ID, Meta: wireMeta(&c.Meta), Spec: apiswarm.ConfigSpec{Annotations: apiswarm.Annotations{Name: c.Spec.Name, Labels: mapping(c.Spec.Labels)}, Data: c.Spec.Data}}
+	return apiswarm.Config{ID: c.ID, Meta: wireMeta(&c.Meta), Spec: apiswarm.ConfigSpec{Annotations: apiswarm.Annotations{Name: c.Spec.Name, Labels: mapping(c.Spec.Labels)}, Data: c.Spec.Data, Templating: wireTemplating(c.Spec.Templating)}}
 }
 
 // secretFilters reads the filters of both kinds as a predicate over an object's ID, name and labels.
@@ -73,10 +73,21 @@ func decodeSecret(r *request) (cloud.SecretSpec, error) {
 	switch {
 	case body.Driver != nil && body.Driver.Name != "":
 		return cloud.SecretSpec{}, fault.New(fault.NotImplemented, "secret drivers are not implemented: give the secret's data")
-	case body.Templating != nil && body.Templating.Name != "":
-		return cloud.SecretSpec{}, fault.New(fault.NotImplemented, "templates in secrets and configs are not implemented: give the final data")
+	case body.Templating != nil && body.Templating.Name != cloud.TemplateGo:
+		return cloud.SecretSpec{}, fault.New(fault.InvalidArgument, "unrecognized template type %q: it must be %s", body.Templating.Name, cloud.TemplateGo)
 	}
-	return cloud.SecretSpec{Name: body.Name, Labels: body.Labels, Data: body.Data}, nil
+	out := cloud.SecretSpec{Name: body.Name, Labels: body.Labels, Data: body.Data}
+	if t := body.Templating; t != nil {
+		out.Templating = &cloud.Templating{Name: t.Name, Options: t.Options}
+	}
+	return out, nil
+}
+
+func wireTemplating(t *cloud.Templating) *apiswarm.Driver {
+	if t == nil {
+		return nil
+	}
+	return &apiswarm.Driver{Name: t.Name, Options: t.Options}
 }
 
 func (a *blobAPI[T]) serveList(w *response, r *request) error {

@@ -174,7 +174,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a join without a token", "POST", "/swarm/join", js, `{"RemoteAddrs":["a:1"]}`, 400, "token"},
 		{"a bad data port", "POST", "/swarm/init", js, `{"DataPathPort":80}`, 400, "80"},
 		{"a wrong unlock key", "POST", "/swarm/unlock", js, `{"UnlockKey":"SWMKEY-1-wrong"}`, 401, "invalid key provided"},
-		{"a template", "POST", "/configs/create", js, `{"Name":"c","Templating":{"Name":"golang"}}`, 501, "templates"},
+		{"a template", "POST", "/configs/create", js, `{"Name":"c","Data":"eA==","Templating":{"Name":"jinja"}}`, 400, "unrecognized template type"},
 		{"wrong credentials", "POST", "/auth", js, `{"username":"u","password":"wrong"}`, 401, "incorrect username"},
 		{"a build by an unknown builder", "POST", "/build?version=3", "application/x-tar", "x", 400, "invalid version"},
 		{"a squashed build", "POST", "/build?squash=1", "application/x-tar", "x", 400, "squash"},

@@ -11,7 +11,6 @@ import (
 
 	"github.com/docker/go-units"
 	apicontainer "github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	apiswarm "github.com/moby/moby/api/types/swarm"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
@@ -95,19 +94,17 @@ func taskSpec(in *apiswarm.TaskSpec) (cloud.TaskSpec, error) {
 		return out, err
 	}
 	if r := in.Resources; r != nil {
-		if r.SwapBytes != nil || r.MemorySwappiness != nil {
-			return out, fault.New(fault.NotImplemented, "swap settings of services are not implemented")
-		}
+		out.SwapBytes, out.MemorySwappiness = r.SwapBytes, r.MemorySwappiness
 		if l := r.Limits; l != nil {
 			out.Limits = cloud.Resources{NanoCPUs: l.NanoCPUs, MemoryBytes: l.MemoryBytes, Pids: l.Pids}
 		}
 		if v := r.Reservations; v != nil {
-			if len(v.GenericResources) > 0 {
-				return out, fault.New(fault.NotImplemented, "generic resources are not implemented: label nodes and use a constraint")
-			}
 			out.Reservations = cloud.Resources{NanoCPUs: v.NanoCPUs, MemoryBytes: v.MemoryBytes}
+			if out.Reservations.Generic, err = genericRequest(v.GenericResources); err != nil {
+				return out, err
+			}
 		}
-		if err := checkResources(out.Limits, out.Reservations); err != nil {
+		if err := checkResources(&out); err != nil {
 			return out, err
 		}
 	}
@@ -138,9 +135,9 @@ func taskSpec(in *apiswarm.TaskSpec) (cloud.TaskSpec, error) {
 	return out, nil
 }
 
-func checkResources(limits, reservations cloud.Resources) error {
+func checkResources(t *cloud.TaskSpec) error {
 	const least = 4 << 20
-	for what, r := range map[string]cloud.Resources{"limit": limits, "reservation": reservations} {
+	for what, r := range map[string]*cloud.Resources{"limit": &t.Limits, "reservation": &t.Reservations} {
 		if r.NanoCPUs < 0 || r.NanoCPUs > 0 && r.NanoCPUs < 1e6 {
 			return fault.New(fault.InvalidArgument, "invalid cpu value %g: Must be at least %g", float64(r.NanoCPUs)/1e9, 0.001)
 		}
@@ -151,7 +148,44 @@ func checkResources(limits, reservations cloud.Resources) error {
 			return fault.New(fault.InvalidArgument, "invalid pids limit %d", r.Pids)
 		}
 	}
+	switch swap, swappiness := t.SwapBytes, t.MemorySwappiness; {
+	case swap != nil && t.Limits.MemoryBytes == 0:
+		return fault.New(fault.InvalidArgument, "memory swap provided, but no memory-limit was set")
+	case swap != nil && *swap < -1:
+		return fault.New(fault.InvalidArgument, "invalid memory swap %d: must be -1 for unlimited, or not negative", *swap)
+	case swappiness != nil && (*swappiness < -1 || *swappiness > 100):
+		return fault.New(fault.InvalidArgument, "invalid value: %d, valid memory swappiness range is 0-100", *swappiness)
+	}
 	return nil
+}
+
+// genericRequest reads what is asked for of generic resources: amounts of kinds, never things by their names.
+func genericRequest(in []apiswarm.GenericResource) ([]cloud.GenericResource, error) {
+	var out []cloud.GenericResource
+	for _, g := range in {
+		switch {
+		case g.NamedResourceSpec != nil:
+			return nil, fault.New(fault.InvalidArgument, "invalid argument for resource %s: ask for a number of them", g.NamedResourceSpec.Kind)
+		case g.DiscreteResourceSpec == nil || g.DiscreteResourceSpec.Kind == "":
+			return nil, fault.New(fault.InvalidArgument, "malformed generic resource: it needs a kind and a number")
+		case g.DiscreteResourceSpec.Value < 0:
+			return nil, fault.New(fault.InvalidArgument, "invalid argument for resource %s: %d", g.DiscreteResourceSpec.Kind, g.DiscreteResourceSpec.Value)
+		}
+		out = append(out, cloud.GenericResource{Kind: g.DiscreteResourceSpec.Kind, Amount: g.DiscreteResourceSpec.Value})
+	}
+	return out, nil
+}
+
+func wireGeneric(in []cloud.GenericResource) []apiswarm.GenericResource {
+	var out []apiswarm.GenericResource
+	for _, g := range in {
+		if g.Named() {
+			out = append(out, apiswarm.GenericResource{NamedResourceSpec: &apiswarm.NamedGenericResource{Kind: g.Kind, Value: g.Value}})
+		} else {
+			out = append(out, apiswarm.GenericResource{DiscreteResourceSpec: &apiswarm.DiscreteGenericResource{Kind: g.Kind, Value: g.Amount}})
+		}
+	}
+	return out
 }
 
 func containerSpec(in *apiswarm.ContainerSpec) (cloud.ContainerSpec, error) {
@@ -159,22 +193,17 @@ func containerSpec(in *apiswarm.ContainerSpec) (cloud.ContainerSpec, error) {
 		Image: in.Image, Labels: in.Labels, Command: in.Command, Args: in.Args, Hostname: in.Hostname, Env: in.Env, Dir: in.Dir, User: in.User,
 		Groups: in.Groups, StopSignal: in.StopSignal, StopGracePeriod: in.StopGracePeriod, TTY: in.TTY, OpenStdin: in.OpenStdin, ReadOnly: in.ReadOnly,
 		Init: in.Init, Hosts: in.Hosts, Sysctls: in.Sysctls, CapAdd: in.CapabilityAdd, CapDrop: in.CapabilityDrop,
+		OOMScoreAdj: in.OomScoreAdj,
 	}
-	if p := in.Privileges; p != nil {
-		if c := p.CredentialSpec; c != nil && (c.Config != "" || c.File != "" || c.Registry != "") {
-			return out, fault.New(fault.InvalidArgument, "credential specs are for Windows only")
-		}
-		if s := p.SELinuxContext; s != nil && (s.Disable || s.User != "" || s.Role != "" || s.Type != "" || s.Level != "") ||
-			p.Seccomp != nil && p.Seccomp.Mode != "" && p.Seccomp.Mode != apiswarm.SeccompModeDefault ||
-			p.AppArmor != nil && p.AppArmor.Mode != "" && p.AppArmor.Mode != apiswarm.AppArmorModeDefault || p.NoNewPrivileges {
-			return out, fault.New(fault.NotImplemented, "security options of services (SELinux, seccomp, AppArmor, no-new-privileges) are not implemented: the defaults are in force")
-		}
+	var err error
+	if out.Privileges, err = privilegesOf(in.Privileges); err != nil {
+		return out, err
 	}
 	switch {
 	case !in.Isolation.IsDefault():
 		return out, fault.New(fault.InvalidArgument, "invalid isolation %q: linux has none", string(in.Isolation))
-	case in.OomScoreAdj != 0:
-		return out, fault.New(fault.NotImplemented, "OOM score adjustments of services are not implemented")
+	case in.OomScoreAdj < -1000 || in.OomScoreAdj > 1000:
+		return out, fault.New(fault.InvalidArgument, "Invalid value %d, range for oom score adj is [-1000, 1000]", in.OomScoreAdj)
 	case in.StopGracePeriod != nil && *in.StopGracePeriod < 0:
 		return out, fault.New(fault.InvalidArgument, "the stop grace period cannot be negative")
 	}
@@ -216,24 +245,6 @@ func containerSpec(in *apiswarm.ContainerSpec) (cloud.ContainerSpec, error) {
 		}
 	}
 	return out, nil
-}
-
-// serviceMount checks a mount as a container's, and keeps what a service can have.
-func serviceMount(in mount.Mount) (cloud.Mount, error) {
-	m, err := mountOf(in)
-	if err != nil {
-		return cloud.Mount{}, err
-	}
-	switch {
-	case m.NonRecursive || len(m.TmpfsOptions) > 0:
-		return cloud.Mount{}, fault.New(fault.NotImplemented, "the mount options bind-nonrecursive and tmpfs-options are not implemented for services")
-	case in.Type == mount.TypeImage:
-		return cloud.Mount{}, fault.New(fault.NotImplemented, "mounts of images are not implemented for services")
-	}
-	return cloud.Mount{
-		Type: cloud.MountType(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation, NoCopy: m.NoCopy,
-		Subpath: m.Subpath, VolumeDriver: m.Driver, VolumeOpts: m.DriverOpts, VolumeLabels: m.Labels, TmpfsSize: m.TmpfsSize, TmpfsMode: m.TmpfsMode,
-	}, nil
 }
 
 func restartPolicy(in *apiswarm.RestartPolicy) (cloud.RestartPolicy, error) {
@@ -379,11 +390,12 @@ func wireTaskSpec(t *cloud.TaskSpec) apiswarm.TaskSpec {
 		Placement:     &apiswarm.Placement{Constraints: t.Placement.Constraints, MaxReplicas: t.Placement.MaxReplicas},
 		Resources:     &apiswarm.ResourceRequirements{},
 	}
-	if l := t.Limits; l != (cloud.Resources{}) {
+	out.Resources.SwapBytes, out.Resources.MemorySwappiness = t.SwapBytes, t.MemorySwappiness
+	if l := t.Limits; !l.IsZero() {
 		out.Resources.Limits = &apiswarm.Limit{NanoCPUs: l.NanoCPUs, MemoryBytes: l.MemoryBytes, Pids: l.Pids}
 	}
-	if v := t.Reservations; v != (cloud.Resources{}) {
-		out.Resources.Reservations = &apiswarm.Resources{NanoCPUs: v.NanoCPUs, MemoryBytes: v.MemoryBytes}
+	if v := t.Reservations; !v.IsZero() {
+		out.Resources.Reservations = &apiswarm.Resources{NanoCPUs: v.NanoCPUs, MemoryBytes: v.MemoryBytes, GenericResources: wireGeneric(v.Generic)}
 	}
 	for _, over := range t.Placement.SpreadOver {
 		out.Placement.Preferences = append(out.Placement.Preferences, apiswarm.PlacementPreference{Spread: &apiswarm.SpreadOver{SpreadDescriptor: over}})
@@ -405,7 +417,8 @@ func wireContainerSpec(c *cloud.ContainerSpec) *apiswarm.ContainerSpec {
 		Image: c.Image, Labels: c.Labels, Command: c.Command, Args: c.Args, Hostname: c.Hostname, Env: c.Env, Dir: c.Dir, User: c.User, Groups: c.Groups,
 		Init: c.Init, StopSignal: c.StopSignal, TTY: c.TTY, OpenStdin: c.OpenStdin, ReadOnly: c.ReadOnly, StopGracePeriod: c.StopGracePeriod,
 		Hosts: c.Hosts, Isolation: apicontainer.IsolationDefault, Sysctls: c.Sysctls, CapabilityAdd: c.CapAdd, CapabilityDrop: c.CapDrop,
-		DNSConfig: &apiswarm.DNSConfig{Search: c.DNS.Search, Options: c.DNS.Options},
+		DNSConfig:   &apiswarm.DNSConfig{Search: c.DNS.Search, Options: c.DNS.Options},
+		OomScoreAdj: c.OOMScoreAdj, Privileges: wirePrivileges(c.Privileges),
 	}
 	for _, s := range c.DNS.Servers {
 		if a, err := netip.ParseAddr(s); err == nil {
@@ -428,28 +441,6 @@ func wireContainerSpec(c *cloud.ContainerSpec) *apiswarm.ContainerSpec {
 	}
 	for _, u := range c.Ulimits {
 		out.Ulimits = append(out.Ulimits, &units.Ulimit{Name: u.Name, Soft: u.Soft, Hard: u.Hard})
-	}
-	return out
-}
-
-func wireServiceMount(m *cloud.Mount) mount.Mount {
-	out := mount.Mount{Type: mount.Type(m.Type), Source: m.Source, Target: m.Target, ReadOnly: m.ReadOnly}
-	switch m.Type {
-	case cloud.MountBind:
-		if m.Propagation != "" {
-			out.BindOptions = &mount.BindOptions{Propagation: mount.Propagation(m.Propagation)}
-		}
-	case cloud.MountVolume:
-		if m.NoCopy || m.Subpath != "" || m.VolumeDriver != "" || m.VolumeOpts != nil || m.VolumeLabels != nil {
-			out.VolumeOptions = &mount.VolumeOptions{NoCopy: m.NoCopy, Labels: m.VolumeLabels, Subpath: m.Subpath}
-			if m.VolumeDriver != "" || m.VolumeOpts != nil {
-				out.VolumeOptions.DriverConfig = &mount.Driver{Name: m.VolumeDriver, Options: m.VolumeOpts}
-			}
-		}
-	case cloud.MountTmpfs:
-		if m.TmpfsSize != 0 || m.TmpfsMode != 0 {
-			out.TmpfsOptions = &mount.TmpfsOptions{SizeBytes: m.TmpfsSize, Mode: os.FileMode(m.TmpfsMode)}
-		}
 	}
 	return out
 }

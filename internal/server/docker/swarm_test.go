@@ -127,17 +127,23 @@ func full() apiswarm.ServiceSpec {
 				Dir: "/srv", User: "www", Groups: []string{"adm"}, StopSignal: "SIGQUIT", StopGracePeriod: ptr(3 * time.Second), TTY: true, OpenStdin: true, ReadOnly: true, Init: ptr(true),
 				Mounts: []mount.Mount{
 					{Type: mount.TypeVolume, Source: "data", Target: "/data", VolumeOptions: &mount.VolumeOptions{NoCopy: true, Labels: map[string]string{"x": "y"}, DriverConfig: &mount.Driver{Name: "local", Options: map[string]string{"o": "1"}}}},
-					{Type: mount.TypeBind, Source: "/srv", Target: "/srv", ReadOnly: true, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRSlave}},
-					{Type: mount.TypeTmpfs, Target: "/tmp", TmpfsOptions: &mount.TmpfsOptions{SizeBytes: 1 << 20, Mode: 0o700}},
+					{Type: mount.TypeBind, Source: "/srv", Target: "/srv", ReadOnly: true, BindOptions: &mount.BindOptions{Propagation: mount.PropagationRSlave, NonRecursive: true, CreateMountpoint: true, ReadOnlyNonRecursive: true}},
+					{Type: mount.TypeTmpfs, Target: "/tmp", TmpfsOptions: &mount.TmpfsOptions{SizeBytes: 1 << 20, Mode: 0o700, Options: [][]string{{"exec"}, {"uid", "5"}}}},
+					{Type: mount.TypeImage, Source: "tools:1", Target: "/tools", ImageOptions: &mount.ImageOptions{Subpath: "bin"}},
+					{Type: mount.TypeVolume, Source: "data-{{.Task.Slot}}", Target: "/{{.Service.Name}}", VolumeOptions: &mount.VolumeOptions{Subpath: "sub"}},
+					{Type: mount.TypeBind, Source: "{{.Node.Hostname}}/x", Target: "/x"},
 				},
 				Healthcheck: &apicontainer.HealthConfig{Test: []string{"CMD", "true"}, Interval: time.Second, Timeout: time.Second, Retries: 2, StartPeriod: time.Second, StartInterval: time.Second},
 				Hosts:       []string{"10.0.0.9 db"}, DNSConfig: &apiswarm.DNSConfig{Nameservers: []netip.Addr{netip.MustParseAddr("1.1.1.1")}, Search: []string{"a.b"}, Options: []string{"ndots:1"}},
 				Secrets:   []*apiswarm.SecretReference{{SecretID: "s1", SecretName: "key", File: &apiswarm.SecretReferenceFileTarget{Name: "key.pem", UID: "5", GID: "6", Mode: 0o400}}},
 				Configs:   []*apiswarm.ConfigReference{{ConfigID: "c1", ConfigName: "conf", File: &apiswarm.ConfigReferenceFileTarget{Name: "/etc/conf", UID: "0", GID: "0", Mode: 0o444}}},
 				Isolation: apicontainer.IsolationDefault, Sysctls: map[string]string{"net.core.somaxconn": "1024"}, CapabilityAdd: []string{"CAP_NET_ADMIN"}, CapabilityDrop: []string{"CAP_CHOWN"},
-				Ulimits: []*apicontainer.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}},
+				Ulimits: []*apicontainer.Ulimit{{Name: "nofile", Soft: 1, Hard: 2}}, OomScoreAdj: -500,
+				Privileges: &apiswarm.Privileges{NoNewPrivileges: true, SELinuxContext: &apiswarm.SELinuxContext{Disable: true, User: "u", Role: "r", Type: "t", Level: "l"},
+					Seccomp: &apiswarm.SeccompOpts{Mode: apiswarm.SeccompModeCustom, Profile: []byte("{}")}, AppArmor: &apiswarm.AppArmorOpts{Mode: apiswarm.AppArmorModeDisabled}},
 			},
-			Resources:     &apiswarm.ResourceRequirements{Limits: &apiswarm.Limit{NanoCPUs: 5e8, MemoryBytes: 64 << 20, Pids: 50}, Reservations: &apiswarm.Resources{NanoCPUs: 1e8, MemoryBytes: 32 << 20}},
+			Resources: &apiswarm.ResourceRequirements{Limits: &apiswarm.Limit{NanoCPUs: 5e8, MemoryBytes: 64 << 20, Pids: 50}, Reservations: &apiswarm.Resources{NanoCPUs: 1e8, MemoryBytes: 32 << 20,
+				GenericResources: []apiswarm.GenericResource{{DiscreteResourceSpec: &apiswarm.DiscreteGenericResource{Kind: "gpu", Value: 2}}}}, SwapBytes: ptr(int64(1 << 20)), MemorySwappiness: ptr(int64(10))},
 			RestartPolicy: &apiswarm.RestartPolicy{Condition: "on-failure", Delay: ptr(time.Second), MaxAttempts: ptr(uint64(4)), Window: ptr(time.Minute)},
 			Placement: &apiswarm.Placement{Constraints: []string{"node.role==worker"}, MaxReplicas: 2, Preferences: []apiswarm.PlacementPreference{{Spread: &apiswarm.SpreadOver{SpreadDescriptor: "node.labels.rack"}}},
 				Platforms: []apiswarm.Platform{{OS: "linux", Architecture: "x86_64"}}},
@@ -355,11 +361,11 @@ func TestSecretsAreNotShown(t *testing.T) {
 	if _, err := c.SecretInspect(ctx, "key", client.SecretInspectOptions{}); !cerrdefs.IsNotFound(err) {
 		t.Errorf("%v", err)
 	}
-	if _, err := c.ConfigCreate(ctx, client.ConfigCreateOptions{Spec: apiswarm.ConfigSpec{Annotations: apiswarm.Annotations{Name: "conf"}, Data: []byte("shown")}}); err != nil {
+	if _, err := c.ConfigCreate(ctx, client.ConfigCreateOptions{Spec: apiswarm.ConfigSpec{Annotations: apiswarm.Annotations{Name: "conf"}, Data: []byte("shown"), Templating: &apiswarm.Driver{Name: "golang"}}}); err != nil {
 		t.Fatal(err)
 	}
 	cfg, err := c.ConfigInspect(ctx, "conf", client.ConfigInspectOptions{})
-	if err != nil || string(cfg.Config.Spec.Data) != "shown" {
+	if err != nil || string(cfg.Config.Spec.Data) != "shown" || cfg.Config.Spec.Templating == nil || cfg.Config.Spec.Templating.Name != "golang" {
 		t.Errorf("%+v %v", cfg.Config, err)
 	}
 	if _, err := c.ConfigRemove(ctx, "conf", client.ConfigRemoveOptions{}); err != nil {

@@ -91,7 +91,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
 		ServerVersion: h.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
 		LiveRestoreEnabled: true, InitBinary: "docker-init", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: list(dirs),
-		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
+		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), GenericResources: wireGeneric(h.GenericResources), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
 	}
 	for _, c := range a.Containers.List() {
 		info.Containers++

@@ -224,7 +224,7 @@ func desiredState(t *cloud.Task) string {
 func wireTask(t *cloud.Task, networks map[string]*cloud.Network) apiswarm.Task {
 	out := apiswarm.Task{
 		ID: t.ID, Meta: wireMeta(&t.Meta), Annotations: apiswarm.Annotations{Labels: mapping(t.Labels)}, Spec: wireTaskSpec(&t.Spec),
-		ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID, DesiredState: apiswarm.TaskState(desiredState(t)),
+		ServiceID: t.ServiceID, Slot: t.Slot, NodeID: t.NodeID, GenericResources: wireGeneric(t.Generic), DesiredState: apiswarm.TaskState(desiredState(t)),
 		Status: apiswarm.TaskStatus{Timestamp: t.Status.Timestamp, State: apiswarm.TaskState(t.Status.State.String()), Message: t.Status.Message, Err: t.Status.Err,
 			PortStatus: apiswarm.PortStatus{Ports: wirePorts(t.Status.HostPorts)}},
 	}
