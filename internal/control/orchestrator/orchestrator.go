@@ -125,8 +125,9 @@ func (o *Orchestrator) carryOut(ctx context.Context, id string, p *plan) error {
 	if p.service != nil {
 		changes = append(changes, func(tx state.WriteTx) error {
 			svc := state.Get[*cloud.Service](tx, id)
-			if svc == nil || svc.Version != p.serviceVersion {
-				return nil // changed by a user meanwhile: the next plan sees it
+			// What others write to the service meanwhile (its addresses, say) does not keep the plan from being noted.
+			if svc == nil || svc.SpecVersion != p.specVersion {
+				return nil // changed by a user: the next plan sees it
 			}
 			svc = state.Clone(svc)
 			p.service(svc)

@@ -28,13 +28,13 @@ type world struct {
 
 // plan is what is to be done for a service now.
 type plan struct {
-	service        func(*cloud.Service) // a change of the service, nil for none
-	serviceVersion uint64
-	desire         []desire
-	orphan         []string
-	remove         []*cloud.Task
-	create         []*cloud.Task
-	wake           time.Time // when to look again though nothing changed
+	service     func(*cloud.Service) // a change of the service, nil for none
+	specVersion uint64
+	desire      []desire
+	orphan      []string
+	remove      []*cloud.Task
+	create      []*cloud.Task
+	wake        time.Time // when to look again though nothing changed
 }
 
 type desire struct {
@@ -94,7 +94,7 @@ type planner struct {
 
 func newPlanner(svc *cloud.Service, w world) *planner {
 	p := &planner{world: w, svc: svc}
-	p.serviceVersion = svc.Version
+	p.specVersion = svc.SpecVersion
 	p.constraints, _ = cloud.ParseConstraints(svc.Spec.Task.Placement.Constraints)
 	return p
 }
