@@ -62,15 +62,16 @@ func (a *Agent) publishLogs(ctx context.Context, link Link, r *rpc.LogRequest) e
 }
 
 func (a *Agent) readLog(ctx context.Context, task string, r *rpc.LogRequest, send func(*rpc.LogFrame) error) error {
-	c, ok := a.tasks.containerOf(task)
-	if !ok {
-		if !r.GetFollow() {
-			return nil // it never had one: nothing was printed
-		}
+	c, _ := a.tasks.containerOf(task)
+	if r.GetFollow() {
+		// What follows the log of a container that was not started yet ends at once.
 		var err error
-		if c, err = a.tasks.awaitContainer(ctx, task); err != nil {
+		if c, err = a.tasks.awaitStart(ctx, task); err != nil {
 			return err
 		}
+	}
+	if c.ID == "" {
+		return nil // it never had one: nothing was printed
 	}
 	lines, err := a.cfg.Engine.Logs(ctx, c.ID, container.LogOptions{
 		Stdout: r.GetStdout(), Stderr: r.GetStderr(), Follow: r.GetFollow(), Tail: int(r.GetTail()),

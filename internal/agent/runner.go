@@ -140,6 +140,7 @@ func (r *runner) enter(s cloud.TaskState, message string, edit func(*cloud.TaskS
 	switch {
 	case s.Ended():
 		r.a.views.setDead(r.id)
+		r.a.tasks.announce()
 	case s == cloud.TaskRunning:
 		r.a.views.setAlive(r.id, r.a.isOnItsOwn())
 	}
@@ -321,6 +322,7 @@ func (r *runner) begin(ctx context.Context) bool {
 	case ctx.Err() != nil:
 		return false
 	case err == nil:
+		r.a.tasks.announce()
 		return true
 	}
 	if _, unwanted, _ := r.look(); unwanted {

@@ -29,12 +29,12 @@ type tasks struct {
 	wg      *sync.WaitGroup
 	runners map[string]*runner
 	byCtr   map[string]*runner // by container ID
-	made    chan struct{}      // closed when a container was made, and made anew
+	moved   chan struct{}      // closed when a container was started or a task has ended, and made anew
 	pulls   map[string]*sync.Mutex
 }
 
 func newTasks(a *Agent) *tasks {
-	return &tasks{a: a, runners: map[string]*runner{}, byCtr: map[string]*runner{}, made: make(chan struct{}), pulls: map[string]*sync.Mutex{}}
+	return &tasks{a: a, runners: map[string]*runner{}, byCtr: map[string]*runner{}, moved: make(chan struct{}), pulls: map[string]*sync.Mutex{}}
 }
 
 // start takes up the tasks of the view that an earlier agent left.
@@ -107,6 +107,7 @@ func (s *tasks) run(r *runner) {
 	s.mu.Lock()
 	delete(s.runners, r.id)
 	s.mu.Unlock()
+	s.announce()
 	s.a.reports.forget(r.id)
 	// It may have come back meanwhile: a session with an older view, then a newer one.
 	if s.a.views.current().Tasks[r.id] != nil {
@@ -119,8 +120,14 @@ func (s *tasks) bind(containerID string, r *runner) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.byCtr[containerID] = r
-	close(s.made)
-	s.made = make(chan struct{})
+}
+
+// announce wakes those who wait for a task to have a started container, or to have ended without.
+func (s *tasks) announce() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	close(s.moved)
+	s.moved = make(chan struct{})
 }
 
 func (s *tasks) unbind(containerID string) {
@@ -149,20 +156,25 @@ func (s *tasks) containerOf(task string) (container.Container, bool) {
 	return container.Container{}, false
 }
 
-// awaitContainer returns the container of a task, once it has one.
-func (s *tasks) awaitContainer(ctx context.Context, task string) (container.Container, error) {
+// awaitStart returns the container of a task once it has been started. A task that ends before has none, or one that
+// never printed anything.
+func (s *tasks) awaitStart(ctx context.Context, task string) (container.Container, error) {
 	for {
 		s.mu.Lock()
-		made, r := s.made, s.runners[task]
+		moved, r := s.moved, s.runners[task]
 		s.mu.Unlock()
-		if c, ok := s.containerOf(task); ok {
+		c, ok := s.containerOf(task)
+		if ok && !c.State.StartedAt.IsZero() {
+			return c, nil
+		}
+		if status, known := s.a.reports.get(task); known && status.State.Ended() || ok && r == nil {
 			return c, nil
 		}
 		if r == nil {
 			return container.Container{}, fault.New(fault.NotFound, "task %s is not on this node", task)
 		}
 		select {
-		case <-made:
+		case <-moved:
 		case <-ctx.Done():
 			return container.Container{}, ctx.Err()
 		}

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"sync"
 
+	"google.golang.org/protobuf/proto"
+
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/rpc"
@@ -172,7 +174,7 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 	}
 	open := 0
 	var missing []string
-	ask := func(tasks []*cloud.Task) {
+	ask := func(tasks []*cloud.Task, r *rpc.LogRequest) {
 		byNode := map[string][]string{}
 		for _, task := range tasks {
 			asked[task.ID] = true
@@ -187,7 +189,7 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 			}
 		}
 	}
-	ask(tasks)
+	ask(tasks, r)
 	for open > 0 || events != nil {
 		select {
 		case <-ctx.Done():
@@ -210,7 +212,9 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 				continue
 			}
 			if task, _ := e.Object.(*cloud.Task); task != nil && wanted(task) && task.Status.State >= cloud.TaskStarting {
-				ask([]*cloud.Task{task})
+				all := proto.Clone(r).(*rpc.LogRequest)
+				all.Tail = -1 // of what is printed from now on, everything is wanted
+				ask([]*cloud.Task{task}, all)
 			}
 		}
 	}
