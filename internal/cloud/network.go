@@ -42,3 +42,6 @@ type NetworkStatus struct {
 	Subnets []IPAMConfig `json:"subnets,omitempty"` // complete: subnet and gateway always set
 	MTU     int          `json:"mtu,omitempty"`     // of the overlay: the least underlay MTU less the encapsulation
 }
+
+// PredefinedNetwork reports whether the name is that of a network which every host has of its own.
+func PredefinedNetwork(name string) bool { return name == "host" || name == "bridge" || name == "none" }

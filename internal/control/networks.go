@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
-	"github.com/sampan-cloud/sampan/internal/control/allocator"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
@@ -25,7 +24,7 @@ func (a *API) CreateNetwork(ctx context.Context, spec cloud.NetworkSpec) (string
 	}
 	id := cloud.NewID()
 	err := a.cfg.Store.Update(ctx, func(tx state.WriteTx) error {
-		if len(state.List[*cloud.Network](tx, state.ByName(spec.Name))) > 0 || allocator.PredefinedNetwork(spec.Name) {
+		if len(state.List[*cloud.Network](tx, state.ByName(spec.Name))) > 0 || cloud.PredefinedNetwork(spec.Name) {
 			return fault.New(fault.AlreadyExists, "network with name %s already exists", spec.Name)
 		}
 		for _, n := range state.List[*cloud.Network](tx, state.By{}) {

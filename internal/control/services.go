@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
-	"github.com/sampan-cloud/sampan/internal/control/allocator"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/state"
 )
@@ -58,7 +57,9 @@ func (a *API) UpdateService(ctx context.Context, id string, version uint64, spec
 				return fault.New(fault.FailedPrecondition, "service %s does not have a previous spec", s.ID)
 			}
 			s.Spec, s.PreviousSpec = *s.PreviousSpec, &state.Clone(old).Spec
-			s.Update = &cloud.UpdateStatus{State: cloud.UpdateRollbackStarted, Message: "manually requested rollback"}
+			if s.Job == nil { // a job has no update that would end
+				s.Update = &cloud.UpdateStatus{State: cloud.UpdateRollbackStarted, Message: "manually requested rollback"}
+			}
 		} else {
 			own := state.Clone(&cloud.Service{Spec: spec}).Spec
 			if own.Name != s.Spec.Name {
@@ -138,8 +139,14 @@ func resolve(tx state.Tx, spec *cloud.ServiceSpec) error {
 		c := &spec.Task.Networks[i]
 		n, err := find(tx, c.Target, ownName[*cloud.Network])
 		if err != nil {
-			if allocator.PredefinedNetwork(c.Target) {
-				continue // of each host itself
+			if cloud.PredefinedNetwork(c.Target) { // of each host itself
+				if len(spec.Task.Networks) > 1 {
+					return fault.New(fault.InvalidArgument, "the network %s cannot be combined with others", c.Target)
+				}
+				if spec.Endpoint.PublishesIngress() {
+					return fault.New(fault.InvalidArgument, "a service on the network %s cannot publish ports in ingress mode: publish them with mode=host, or not at all", c.Target)
+				}
+				continue
 			}
 			return err
 		}

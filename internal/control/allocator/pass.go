@@ -487,7 +487,7 @@ func (p *pass) taskNetworks(t *cloud.Task, svc *cloud.Service) (out []cloud.Task
 	for _, c := range t.Spec.Networks {
 		n := p.network(c.Target)
 		if n == nil {
-			if PredefinedNetwork(c.Target) {
+			if cloud.PredefinedNetwork(c.Target) {
 				continue
 			}
 			return out, fmt.Errorf("network %s not found", c.Target)
@@ -507,9 +507,6 @@ func (p *pass) taskNetworks(t *cloud.Task, svc *cloud.Service) (out []cloud.Task
 	}
 	return out, nil
 }
-
-// PredefinedNetwork reports whether the name is that of a network which every host has of its own.
-func PredefinedNetwork(name string) bool { return name == "host" || name == "bridge" || name == "none" }
 
 // attachments gives standalone containers their addresses.
 func (p *pass) attachments() {

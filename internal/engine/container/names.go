@@ -40,7 +40,7 @@ func (m *Manager) reserve(name, id string) (string, error) {
 	defer m.mu.Unlock()
 	if name == "" {
 		for try := 0; ; try++ {
-			name = randomName()
+			name = RandomName()
 			if try > 5 {
 				name += strconv.Itoa(try)
 			}
@@ -70,7 +70,8 @@ func (m *Manager) release(name, id string) {
 	}
 }
 
-func randomName() string { return pick(adjectives) + "_" + pick(nouns) }
+// RandomName returns a name for what nobody has given one.
+func RandomName() string { return pick(adjectives) + "_" + pick(nouns) }
 
 func pick(words string) string {
 	all := strings.Fields(words)

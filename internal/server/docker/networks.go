@@ -117,7 +117,22 @@ func (a *networkAPI) find(ctx context.Context, ref, scope string) (anyNetwork, e
 			return anyNetwork{}, fault.New(fault.InvalidArgument, "network %s is ambiguous (%d matches found based on %s)", ref, len(found), by.what)
 		}
 	}
+	if scope == string(network.ScopeSwarm) && cloud.PredefinedNetwork(ref) {
+		if _, err := a.swarm.Cluster(); err == nil {
+			return anyNetwork{cluster: ofEveryHost(ref)}, nil
+		}
+	}
 	return anyNetwork{}, fault.New(fault.NotFound, "network %s not found", ref)
+}
+
+// ofEveryHost is what the cluster shows of a network that every host has of its own, for services to be on: the one of the
+// host that a task comes to. It is in no list, and its name is its ID.
+func ofEveryHost(name string) *cloud.Network {
+	driver := name
+	if name == "none" {
+		driver = "null"
+	}
+	return &cloud.Network{Meta: cloud.Meta{ID: name}, Spec: cloud.NetworkSpec{Name: name, Driver: driver}}
 }
 
 func scopeOf(n anyNetwork) string {

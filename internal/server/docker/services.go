@@ -8,6 +8,7 @@ import (
 	apiswarm "github.com/moby/moby/api/types/swarm"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -149,7 +150,17 @@ func (a *serviceAPI) create(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	id, err := cluster.CreateService(r.Context(), spec, r.Header.Get("Idempotency-Key"))
+	nameless := spec.Name == ""
+	var id string
+	for range 10 {
+		if nameless {
+			spec.Name = container.RandomName()
+		}
+		id, err = cluster.CreateService(r.Context(), spec, r.Header.Get("Idempotency-Key"))
+		if !nameless || !fault.Is(err, fault.AlreadyExists) {
+			break
+		}
+	}
 	if err != nil {
 		return err
 	}

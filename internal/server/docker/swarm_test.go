@@ -212,6 +212,23 @@ func TestAServiceComesBackAsItWasGiven(t *testing.T) {
 	}
 }
 
+// TestServiceWithoutAName gets one, as a container does, and another where that one is taken.
+func TestServiceWithoutAName(t *testing.T) {
+	l := newLab(t)
+	l.swarm.cluster = newFakeCluster(clusterSpecForTest)
+	c, names := l.client(t), map[string]bool{}
+	for range 3 {
+		made, err := c.ServiceCreate(t.Context(), client.ServiceCreateOptions{Spec: apiswarm.ServiceSpec{TaskTemplate: apiswarm.TaskSpec{ContainerSpec: &apiswarm.ContainerSpec{Image: "x"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[l.swarm.cluster.services[made.ID].Spec.Name] = true
+	}
+	if len(names) != 3 || names[""] {
+		t.Errorf("names %v", names)
+	}
+}
+
 func TestDefaultsOfAService(t *testing.T) {
 	spec, err := serviceSpec(&apiswarm.ServiceSpec{TaskTemplate: apiswarm.TaskSpec{ContainerSpec: &apiswarm.ContainerSpec{Image: "x"}}})
 	if err != nil {
