@@ -26,6 +26,7 @@ func testTask() *cloud.Task {
 		Mounts: []cloud.Mount{{Type: cloud.MountVolume, Source: "data-{{.Task.Slot}}", Target: "/data"}},
 	}
 	t.Spec.Limits = cloud.Resources{NanoCPUs: 5e8, MemoryBytes: 64 << 20}
+	t.Spec.Networks = []cloud.NetworkConnection{{Target: "net1", DriverOpts: map[string]string{"o": "v"}}}
 	t.Networks = []cloud.TaskNetwork{
 		{NetworkID: "net1", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.1.5/24")}, Aliases: []string{"www"}},
 		{NetworkID: "ing", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.0.7/24")}},
@@ -60,6 +61,9 @@ func TestContainerOfATask(t *testing.T) {
 	}
 	if cfg.Host.NetworkMode != "net1" || cfg.Network.Endpoints["net1"].IPv4.String() != "10.0.1.5" || cfg.Network.Endpoints["ing"].IPv4.String() != "10.0.0.7" {
 		t.Errorf("networks %s, %v", cfg.Host.NetworkMode, cfg.Network.Endpoints)
+	}
+	if cfg.Network.Endpoints["net1"].DriverOpts["o"] != "v" || cfg.Network.Endpoints["ing"].DriverOpts != nil {
+		t.Errorf("options of the endpoints: %v", cfg.Network.Endpoints)
 	}
 	if p := cfg.Host.Ports; len(p) != 1 || p[0].HostPort != 8080 || p[0].Port.Port != 80 {
 		t.Errorf("published ports %v: only those of host mode are the container's", p)

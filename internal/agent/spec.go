@@ -136,6 +136,11 @@ func join(cfg *container.Config, t *cloud.Task, view *cloud.NodeView) {
 	cfg.Network.Endpoints = map[string]container.EndpointConfig{}
 	for _, n := range t.Networks {
 		e := container.EndpointConfig{Aliases: n.Aliases}
+		for _, c := range t.Spec.Networks {
+			if c.Target == n.NetworkID {
+				e.DriverOpts = c.DriverOpts
+			}
+		}
 		for _, a := range n.Addrs {
 			if a.Addr().Is4() {
 				e.IPv4 = a.Addr()

@@ -31,6 +31,12 @@ func TestServicesOnTheHostsNetworks(t *testing.T) {
 	running(t, h, "agent", 2)
 	Docker(t, h, "service", "rm", "agent")
 
+	// Options of an endpoint reach the container.
+	service(t, h, "o", 1, "--network", "name=n,driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1", "--constraint", "node.role==manager")
+	if got := in(t, h, containerOf(t, h, "o"), "cat", "/proc/sys/net/ipv4/conf/eth0/log_martians"); got != "1" {
+		t.Errorf("the sysctl that the service asked for is %s", got)
+	}
+
 	file := filepath.Join(h.Dir, "stack.yml")
 	if err := os.WriteFile(file, []byte(`
 services:

@@ -9,6 +9,7 @@ import (
 	apiswarm "github.com/moby/moby/api/types/swarm"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -120,11 +121,8 @@ func wireNode(n *cloud.Node, cluster Cluster) apiswarm.Node {
 		Description: apiswarm.NodeDescription{
 			Hostname: d.Hostname, Platform: apiswarm.Platform{Architecture: d.Architecture, OS: d.OS},
 			Resources: apiswarm.Resources{NanoCPUs: d.Resources.NanoCPUs, MemoryBytes: d.Resources.MemoryBytes, GenericResources: wireGeneric(d.Resources.Generic)},
-			Engine: apiswarm.EngineDescription{EngineVersion: d.EngineVersion, Labels: d.Labels, Plugins: []apiswarm.PluginDescription{
-				{Type: "Log", Name: "json-file"}, {Type: "Network", Name: "bridge"}, {Type: "Network", Name: "host"}, {Type: "Network", Name: "null"},
-				{Type: "Network", Name: "overlay"}, {Type: "Volume", Name: "local"},
-			}},
-			TLSInfo: tlsInfo(d.TrustRoot),
+			Engine:    apiswarm.EngineDescription{EngineVersion: d.EngineVersion, Labels: d.Labels, Plugins: nodePlugins()},
+			TLSInfo:   tlsInfo(d.TrustRoot),
 		},
 		Status: apiswarm.NodeStatus{State: apiswarm.NodeState(n.Status.State), Message: n.Status.Message},
 	}
@@ -140,6 +138,20 @@ func wireNode(n *cloud.Node, cluster Cluster) apiswarm.Node {
 			out.ManagerStatus.Reachability = apiswarm.ReachabilityReachable
 		}
 	}
+	return out
+}
+
+// nodePlugins are the drivers of a node in the shape of the plugins that they are with Docker.
+func nodePlugins() []apiswarm.PluginDescription {
+	var out []apiswarm.PluginDescription
+	add := func(kind string, names ...string) {
+		for _, n := range names {
+			out = append(out, apiswarm.PluginDescription{Type: kind, Name: n})
+		}
+	}
+	add("Log", container.LogDrivers...)
+	add("Network", networkDrivers...)
+	add("Volume", volumeDrivers...)
 	return out
 }
 

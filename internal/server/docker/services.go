@@ -32,8 +32,23 @@ type serviceBody struct {
 	Networks []apiswarm.NetworkAttachmentConfig
 }
 
+// adjust leaves out what the version does not have, as Docker does.
 func (b *serviceBody) adjust(version apiVersion) {
 	t := &b.TaskTemplate
+	if version < 1052 && t.Resources != nil {
+		t.Resources.SwapBytes, t.Resources.MemorySwappiness = nil, nil
+	}
+	if c := t.ContainerSpec; c != nil && version < 1046 {
+		c.OomScoreAdj = 0
+		for _, m := range c.Mounts {
+			if m.TmpfsOptions != nil {
+				m.TmpfsOptions.Options = nil
+			}
+		}
+		if p := c.Privileges; p != nil && version < 1044 {
+			p.Seccomp, p.AppArmor, p.NoNewPrivileges = nil, nil, false
+		}
+	}
 	if version < 1044 && len(t.Networks) == 0 {
 		t.Networks = b.Networks
 	}

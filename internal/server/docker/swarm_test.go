@@ -212,6 +212,31 @@ func TestAServiceComesBackAsItWasGiven(t *testing.T) {
 	}
 }
 
+// TestServicesOfOldClients: settings that a version does not have are left out.
+func TestServicesOfOldClients(t *testing.T) {
+	for version, want := range map[apiVersion]string{1052: "[] swap oom nnp", 1051: "[] oom nnp", 1045: "nnp", 1043: ""} {
+		b := serviceBody{ServiceSpec: full()}
+		b.adjust(version)
+		c := b.TaskTemplate.ContainerSpec
+		var got []string
+		if c.Mounts[2].TmpfsOptions.Options != nil {
+			got = append(got, "[]")
+		}
+		if b.TaskTemplate.Resources.SwapBytes != nil && b.TaskTemplate.Resources.MemorySwappiness != nil {
+			got = append(got, "swap")
+		}
+		if c.OomScoreAdj != 0 {
+			got = append(got, "oom")
+		}
+		if c.Privileges.NoNewPrivileges && c.Privileges.Seccomp != nil {
+			got = append(got, "nnp")
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%d: %v, want %s", version, got, want)
+		}
+	}
+}
+
 // TestServiceWithoutAName gets one, as a container does, and another where that one is taken.
 func TestServiceWithoutAName(t *testing.T) {
 	l := newLab(t)

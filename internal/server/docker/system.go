@@ -81,7 +81,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 	h.Warnings = slices.Concat(h.Warnings, warnings)
 	info := system.Info{
 		ID: h.ID, Driver: h.Driver, DriverStatus: h.DriverStatus,
-		Plugins:     system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "ipvlan", "macvlan", "null", "overlay"}, Log: container.LogDrivers},
+		Plugins:     system.PluginsInfo{Volume: volumeDrivers, Network: networkDrivers, Log: container.LogDrivers},
 		MemoryLimit: h.Capabilities.MemoryLimit, SwapLimit: h.Capabilities.SwapLimit, CPUCfsPeriod: h.Capabilities.CPUCfsPeriod,
 		CPUCfsQuota: h.Capabilities.CPUCfsQuota, CPUShares: h.Capabilities.CPUShares, CPUSet: h.Capabilities.CPUSet,
 		PidsLimit: h.Capabilities.PidsLimit, IPv4Forwarding: h.Capabilities.IPv4Forwarding, OomKillDisable: h.Capabilities.OomKillDisable,
@@ -137,6 +137,12 @@ func (a *systemAPI) info(w *response, r *request) error {
 	}
 	return writeJSON(w, http.StatusOK, out)
 }
+
+// The drivers that every node has.
+var (
+	networkDrivers = []string{"bridge", "host", "ipvlan", "macvlan", "null", "overlay"}
+	volumeDrivers  = []string{"local"}
+)
 
 // moduleVersion returns the version of a module that this program was built with.
 func moduleVersion(path string) string {
