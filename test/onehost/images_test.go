@@ -7,6 +7,10 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/client"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/sampan-cloud/sampan/internal/testhost"
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
 	"github.com/sampan-cloud/sampan/internal/testhost/testimage"
@@ -104,6 +108,22 @@ func TestAnImageOfSeveralPlatforms(t *testing.T) {
 		t.Fatal(err)
 	}
 	equal(t, "its platform", Docker(t, h, "inspect", "-f", "{{.Os}}/{{.Architecture}}", "z:1"), "linux/s390x")
+	c, err := h.Client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, asked := range []*ocispec.Platform{nil, {OS: "linux", Architecture: "s390x"}} {
+		made, err := c.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "z:1", Config: &container.Config{Cmd: []string{"/arch"}}, Platform: asked})
+		if err != nil {
+			t.Fatal(err)
+		}
+		warned := strings.Contains(strings.Join(made.Warnings, "\n"), "The requested image's platform (linux/s390x) does not match the detected host platform (linux/")
+		if warned != (asked == nil) {
+			t.Errorf("a container of z:1 for platform %v: warnings %q", asked, made.Warnings)
+		}
+		Docker(t, h, "rm", made.ID)
+	}
 	Docker(t, h, "save", "--platform", "linux/s390x", "-o", filepath.Join(h.Dir, "z.tar"), "z:1")
 	Refused(t, h, []string{"platform"}, "save", "--platform", "linux/riscv64", "-o", filepath.Join(h.Dir, "no.tar"), "z:1")
 	Refused(t, h, []string{"platform"}, "load", "--platform", "linux/riscv64", "-i", filepath.Join(h.Dir, "z.tar"))

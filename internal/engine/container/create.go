@@ -2,12 +2,16 @@ package container
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
@@ -30,6 +34,9 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	}
 	if warnings, err = m.validate(&cfg, false); err != nil {
 		return "", warnings, err
+	}
+	if platform == "" {
+		warnings = append(warnings, foreignPlatform(ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant})...)
 	}
 	m.host.hidePaths(&cfg.Host)
 	if err := m.checkJoins(&cfg); err != nil {
@@ -142,6 +149,18 @@ func checkPlatform(ref, platform, os, arch, variant string) error {
 		}
 	}
 	return nil
+}
+
+// foreignPlatform is the warning, if any, about an image for another platform that nobody asked for: its programs run only
+// under an emulator.
+func foreignPlatform(p ocispec.Platform) []string {
+	own := platforms.DefaultSpec()
+	n := platforms.Normalize(p)
+	if platforms.Only(own).Match(p) || p.Variant == "" && n.OS == own.OS && n.Architecture == own.Architecture {
+		return nil
+	}
+	return []string{fmt.Sprintf("The requested image's platform (%s) does not match the detected host platform (%s) and no specific platform was requested",
+		platforms.FormatAll(p), platforms.FormatAll(own))}
 }
 
 // cloneConfig copies what Create will change, so that the caller keeps its own.
