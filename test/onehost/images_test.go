@@ -113,6 +113,13 @@ func TestAnImageOfSeveralPlatforms(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
+	kept, err := c.ImageInspect(t.Context(), image, client.ImageInspectWithManifests(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if size := kept.Manifests[0].Size; size.Content < 1<<20 || size.Total <= size.Content+1<<20 {
+		t.Errorf("what an image of one platform takes: %+v, packed and unpacked are more", size)
+	}
 	for _, asked := range []*ocispec.Platform{nil, {OS: "linux", Architecture: "s390x"}} {
 		made, err := c.ContainerCreate(t.Context(), client.ContainerCreateOptions{Image: "z:1", Config: &container.Config{Cmd: []string{"/arch"}}, Platform: asked})
 		if err != nil {

@@ -132,6 +132,12 @@ func (s *Store) readPlatform(ctx context.Context, target, manifest ocispec.Descr
 		return nil, err
 	}
 	img := imageOf(target, manifest, m.Config.Digest, c)
+	img.Content = manifest.Size
+	for _, b := range append([]ocispec.Descriptor{m.Config}, m.Layers...) {
+		if _, err := cs.Info(ctx, b.Digest); err == nil {
+			img.Content += b.Size
+		}
+	}
 	for i, chain := range chainsOf(img.Layers) {
 		u, err := s.snapshots().Usage(ctx, chain)
 		switch {

@@ -27,6 +27,7 @@ type Image struct {
 	Architecture string
 	Variant      string
 	Size         int64    // bytes of its layers, unpacked
+	Content      int64    // bytes of its manifest, config and layers as they are kept packed
 	Layers       []string // diff IDs, lowest first
 	LayerSizes   []int64  // bytes of each, unpacked
 	Labels       map[string]string

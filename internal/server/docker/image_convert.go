@@ -36,7 +36,7 @@ func imageSummary(img *image.Image, r *request) apiimage.Summary {
 func manifests(img *image.Image, users func(string) []string) []apiimage.ManifestSummary {
 	in := img.Manifests
 	if len(in) == 0 {
-		in = []image.Manifest{{Descriptor: img.Target, Platform: platformOf(img), Kind: image.KindImage, Available: true, Content: img.Target.Size, Unpacked: img.Size}}
+		in = []image.Manifest{{Descriptor: img.Target, Platform: platformOf(img), Kind: image.KindImage, Available: true, Content: img.Content, Unpacked: img.Size}}
 	}
 	out := make([]apiimage.ManifestSummary, len(in))
 	for i, m := range in {
