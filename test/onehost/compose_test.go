@@ -1,12 +1,14 @@
 package onehost
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
 )
@@ -99,4 +101,39 @@ func TestCompose(t *testing.T) {
 	equal(t, "containers left", Docker(t, h, "ps", "-aq"), "")
 	equal(t, "volumes left", Docker(t, h, "volume", "ls", "-q"), "")
 	equal(t, "networks left", Docker(t, h, "network", "ls", "-q", "-f", "type=custom"), "")
+}
+
+// TestComposeUpGoesOnAfterARestart: who is attached sees a restarted container's output again. Compose asks, when the
+// container has died, whether it runs.
+func TestComposeUpGoesOnAfterARestart(t *testing.T) {
+	l, h := one(t)
+	dir := t.TempDir()
+	write(t, dir, "compose.yaml", "name: again\nservices: {app: {image: "+image+", command: [serve], stop_grace_period: 0s}}\n")
+	shown, err := os.Create(filepath.Join(dir, "shown"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shown.Close()
+	cmd := exec.CommandContext(t.Context(), l.Binaries.Path("sampan"), "compose", "--progress", "plain", "up")
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, shown, shown
+	cmd.Env = append(os.Environ(), "SAMPAN_HOST="+h.DockerHost(), "DOCKER_CONFIG="+h.Dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for times := 1; times <= 3; times++ {
+		if times > 1 {
+			Docker(t, h, "restart", "-t", "0", "again-app-1")
+		}
+		Eventually(t, 20*time.Second, fmt.Sprintf("the first line of run %d", times), func(context.Context) error {
+			text, err := os.ReadFile(shown.Name())
+			if n := strings.Count(string(text), "app-1  | "); err != nil || n < times {
+				return fmt.Errorf("%d lines, %v:\n%s", n, err, text)
+			}
+			return nil
+		})
+	}
+	Docker(t, h, "stop", "-t", "0", "again-app-1")
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("compose up ended with %v", err)
+	}
 }

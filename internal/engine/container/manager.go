@@ -130,6 +130,23 @@ func (m *Manager) Get(id string) (Container, error) {
 	return s, nil
 }
 
+// Inspect is Get that does not show a container between the two halves of a Restart: it waits for the second. Compose asks
+// when a container has died whether that is its end, and goes on to show the output of one that is running again.
+func (m *Manager) Inspect(ctx context.Context, id string) (Container, error) {
+	c, err := m.find(id)
+	if err != nil {
+		return Container{}, err
+	}
+	if over := c.manualRestart.Load(); over != nil && !c.snapshot().State.Running {
+		select {
+		case <-*over:
+		case <-ctx.Done():
+			return Container{}, ctx.Err()
+		}
+	}
+	return m.Get(c.id)
+}
+
 // List returns every container, the newest first.
 func (m *Manager) List() []Container {
 	m.mu.RLock()

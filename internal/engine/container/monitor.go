@@ -117,7 +117,7 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	if restart {
 		m.restartLater(c, pause)
 	}
-	remove := !restart && c.rec.Config.Host.AutoRemove && !c.manualRestart && s.Status != StatusRemoving
+	remove := !restart && c.rec.Config.Host.AutoRemove && c.manualRestart.Load() == nil && s.Status != StatusRemoving
 	r := s.result()
 	c.mu.Unlock()
 	c.waiters.told(r, false)

@@ -52,8 +52,9 @@ type ctr struct {
 	shipping *shipping
 	// stopAsked: somebody ended this run on purpose, no restart policy applies.
 	stopAsked bool
-	// manualRestart: an exit is a step of Restart; AutoRemove does not apply.
-	manualRestart bool
+	// manualRestart is there while Restart is under way, and closed at its end: an exit is a step of it, AutoRemove does not
+	// apply.
+	manualRestart atomic.Pointer[chan struct{}]
 
 	snap    atomic.Pointer[Container]
 	ended   atomic.Pointer[<-chan struct{}] // of the run, for followers of the log; nil when there is none

@@ -195,12 +195,12 @@ func (m *Manager) Restart(ctx context.Context, id, sig string, timeout *int) err
 		c.mu.Unlock()
 		return fault.New(fault.Conflict, "Cannot restart container %s: container is paused: unpause it first", id)
 	}
-	c.manualRestart = true
+	over := make(chan struct{})
+	c.manualRestart.Store(&over)
 	c.mu.Unlock()
 	defer func() {
-		c.mu.Lock()
-		c.manualRestart = false
-		c.mu.Unlock()
+		c.manualRestart.CompareAndSwap(&over, nil) // unless a later call has put its own
+		close(over)
 	}()
 	if c.snapshot().State.Running {
 		if err := m.stop(ctx, c, sig, timeout); err != nil {

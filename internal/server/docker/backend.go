@@ -35,6 +35,8 @@ type Containers interface {
 	Prune(ctx context.Context, filter func(container.Container) bool) (ids []string, freed int64, err error)
 	// Get finds by full ID, name, or unique ID prefix, in that order.
 	Get(id string) (container.Container, error)
+	// Inspect is Get that waits for the end of a restart that somebody asked for.
+	Inspect(ctx context.Context, id string) (container.Container, error)
 	List() []container.Container
 	// Devices lists the folders with descriptions of devices, the devices' names, and what is wrong with descriptions.
 	Devices() (dirs, names, warnings []string)

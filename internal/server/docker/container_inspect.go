@@ -66,7 +66,7 @@ type legacyNetworkSettings struct {
 }
 
 func (a *containerAPI) inspect(w *response, r *request) error {
-	c, err := a.backend.Get(r.PathValue("id"))
+	c, err := a.backend.Inspect(r.Context(), r.PathValue("id"))
 	if err != nil {
 		return err
 	}

@@ -72,6 +72,10 @@ func (f *fakeContainers) Create(_ context.Context, cfg container.Config, _ strin
 	return id, []string{"a warning"}, nil
 }
 
+func (f *fakeContainers) Inspect(_ context.Context, id string) (container.Container, error) {
+	return f.Get(id)
+}
+
 func (f *fakeContainers) Get(id string) (container.Container, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
