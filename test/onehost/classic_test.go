@@ -70,6 +70,17 @@ func TestClassicBuild(t *testing.T) {
 			t.Errorf("%q: %v, want %q", c.stdin, err, c.want)
 		}
 	}
+	// What .dockerignore names of itself and the Dockerfile is for the builder alone.
+	write(t, dir, ".dockerignore", "secret\niid\nDockerfile\n.dockerignore\n")
+	write(t, dir, "Dockerfile", "FROM "+image+"\nCOPY . /ctx/\nRUN ls /ctx\n")
+	write(t, dir, "kept", "here")
+	for _, from := range [][]string{{"-f", filepath.Join(dir, "Dockerfile")}, {"-f", "-"}} {
+		out, err = build("FROM "+image+"\nCOPY . /ctx/\nRUN ls /ctx\n", append(append([]string{"--no-cache"}, from...), dir)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		contains(t, "the context without what builds it", out, "RUN ls /ctx\nkept\n ---> ")
+	}
 	Docker(t, h, "rmi", "app:1", "app:2")
 	Docker(t, h, "image", "prune", "-f")
 	NothingLeft(t, l, before)

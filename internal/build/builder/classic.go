@@ -102,6 +102,13 @@ func (c *classic) announce(stage string, n, of int, text string) {
 		_ = c.text(fmt.Sprintf("Step %d/%d : %s\n", n, of, text))
 		return
 	}
+	if extra := c.plan.triggers(stage, of); extra > 0 && n == 2 {
+		plural := ""
+		if extra > 1 {
+			plural = "s"
+		}
+		_ = c.text(fmt.Sprintf("# Executing %d build trigger%s\n", extra, plural))
+	}
 	for _, i := range c.plan.upTo(stage, n, of) {
 		c.say(i)
 	}
@@ -268,13 +275,23 @@ func (p *plan) declare(args []instructions.ArgCommand) {
 // undeclared returns those of the arguments given that no instruction asks for.
 func (p *plan) undeclared(given map[string]*string) []string {
 	var out []string
-	for name, value := range given {
-		if value != nil && !p.args[name] && !strings.HasPrefix(name, "BUILDKIT_") {
+	for name := range given {
+		if !p.args[name] && !strings.HasPrefix(name, "BUILDKIT_") {
 			out = append(out, name)
 		}
 	}
 	slices.Sort(out)
 	return out
+}
+
+// triggers is how many of the stage's steps are not its own but what its base image has the build do (ONBUILD).
+func (p *plan) triggers(stage string, of int) int {
+	for i := range p.stages {
+		if s := &p.stages[i]; s.name == stage && s.counted {
+			return of - len(s.layers)
+		}
+	}
+	return 0
 }
 
 // upTo returns the lines to be shown now that step n of the stage begins.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -105,12 +106,12 @@ Successfully tagged app:2
 	}
 	one := "1"
 	text, _, _ = show(t, &build.Request{Args: map[string]*string{"V": &one, "X": &one, "Y": nil, "A": &one, "http_proxy": &one}}, dockerfile, []string{"[one 1/2] FROM base"}, nil)
-	if !strings.Contains(text, "[Warning] One or more build-args [A X] were not consumed\n") {
+	if !strings.Contains(text, "[Warning] One or more build-args [A X Y] were not consumed\n") {
 		t.Errorf("arguments that nothing asks for:\n%s", text)
 	}
 	// What a base image adds (ONBUILD) moves the numbers.
 	text, _, _ = show(t, &build.Request{}, "FROM base\nRUN own\n", []string{"[1/3] FROM base", "[2/3] ONBUILD RUN theirs|theirs\n", "[3/3] RUN own|own\n"}, nil)
-	if !strings.HasPrefix(text, "Step 1/2 : FROM base\ntheirs\nStep 2/2 : RUN own\nown\n") {
+	if !strings.HasPrefix(text, "Step 1/2 : FROM base\n# Executing 1 build trigger\ntheirs\nStep 2/2 : RUN own\nown\n") {
 		t.Errorf("ONBUILD:\n%s", text)
 	}
 }
@@ -152,6 +153,50 @@ func TestDockerfileOutOfAContext(t *testing.T) {
 	b, err := io.ReadAll(p)
 	if s, _ := p.stages(); err != nil || string(b) != "FROM no tar\n" || s != nil {
 		t.Errorf("what is no archive: %q, %v, %v", b, err, s)
+	}
+}
+
+func TestWhatDockerignoreNamesItself(t *testing.T) {
+	context := func(files ...string) []byte {
+		var b bytes.Buffer
+		w := tar.NewWriter(&b)
+		for i := 0; i < len(files); i += 2 {
+			if err := w.WriteHeader(&tar.Header{Name: files[i], Size: int64(len(files[i+1])), Mode: 0o644}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.WriteString(w, files[i+1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		return b.Bytes()
+	}
+	stdin := ".dockerfile.0123456789abcdef0123"
+	for _, c := range []struct {
+		begin      []byte
+		dockerfile string
+		want       []string
+	}{
+		{context("Dockerfile", "FROM x\n"), "", nil},
+		{context(".dockerignore", "other\n", "Dockerfile", "FROM x\n"), "", nil},
+		{context(".dockerignore", "Dockerfile\n"), "", []string{"Dockerfile"}},
+		{context(".dockerignore", "\ufeffDockerfile\n"), "./Dockerfile", []string{"Dockerfile"}},
+		{context("a", "", "./.dockerignore", "*\n!sub\n"), "sub/D", []string{".dockerignore"}},
+		{context(".dockerignore", "sub\n"), "sub/D", []string{"sub/D"}},
+		{context(".dockerignore", "a\n"+stdin+"\n"), stdin, []string{stdin}},
+		{context("big", "x"), stdin, []string{stdin, ".dockerignore"}},
+		{[]byte("FROM x\n"), stdin, nil},
+		{context(".dockerignore", "[\n"), "", nil},
+	} {
+		body, got := lookAhead(io.NopCloser(bytes.NewReader(c.begin)), c.dockerfile)
+		if !slices.Equal(got, c.want) {
+			t.Errorf("%q: left out of the context %q, want %q", c.dockerfile, got, c.want)
+		}
+		if rest, err := io.ReadAll(body); err != nil || !bytes.Equal(rest, c.begin) {
+			t.Errorf("the context was changed by the look at it: %v", err)
+		}
 	}
 }
 

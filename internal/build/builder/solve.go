@@ -35,8 +35,10 @@ func (b *Builder) serveBuild(w http.ResponseWriter, r *http.Request) error {
 	defer end()
 	var file *passing
 	body := r.Body
+	var leaveOut []string
 	if req.Version != "2" && req.Remote == "" {
-		file = watchFor(r.Body, req.Dockerfile)
+		body, leaveOut = lookAhead(body, req.Dockerfile)
+		file = watchFor(body, req.Dockerfile)
 		defer file.Close()
 		body = file
 	}
@@ -46,6 +48,12 @@ func (b *Builder) serveBuild(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return nil
+	}
+	if len(leaveOut) > 0 {
+		if solve.FrontendInputs, err = withoutIgnored(ctx, url, leaveOut); err != nil {
+			return err
+		}
+		delete(solve.FrontendAttrs, "context")
 	}
 	if req.Version != "2" && len(req.Credentials) > 0 {
 		id, end, err := b.withCredentials(ctx, req.Credentials)
