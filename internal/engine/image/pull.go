@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +15,7 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/remotes"
+	rerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/containerd/v2/pkg/labels"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -354,30 +356,17 @@ func (p *puller) tryFetch(ctx context.Context, desc ocispec.Descriptor, at func(
 		at(from)
 	}
 	if from < desc.Size {
-		rc, err := p.fetcher.Fetch(ctx, desc)
-		if err != nil {
-			return 0, err
-		}
-		defer rc.Close()
-		if from > 0 {
-			sk, ok := rc.(io.Seeker)
-			if !ok {
-				return 0, fmt.Errorf("blob %s: the download cannot be resumed", short(desc.Digest))
-			}
-			if _, err := sk.Seek(from, io.SeekStart); err != nil {
+		got, err = p.download(ctx, desc, w, from, at)
+		if from > 0 && got == 0 && refusesRange(err) {
+			// The registry has whole blobs only: what is here of this one is of no use.
+			if err := w.Truncate(0); err != nil {
 				return 0, err
 			}
+			from = 0
+			got, err = p.download(ctx, desc, w, from, at)
 		}
-		got, err = copyCounted(ctx, w, io.LimitReader(rc, desc.Size-from), func(n int64) {
-			if at != nil {
-				at(from + n)
-			}
-		})
 		if err != nil {
 			return got, err
-		}
-		if from+got < desc.Size {
-			return got, fmt.Errorf("blob %s: %w after %d of %d bytes", short(desc.Digest), io.ErrUnexpectedEOF, from+got, desc.Size)
 		}
 	}
 	if err := failpoint.Hit("engine/image.fetch.before-commit"); err != nil {
@@ -398,6 +387,40 @@ func (p *puller) tryFetch(ctx context.Context, desc ocispec.Descriptor, at func(
 		return got, fault.As(fault.InvalidArgument, err)
 	}
 	return got, err
+}
+
+// download writes the bytes of a blob behind the first from, and returns how many came.
+func (p *puller) download(ctx context.Context, desc ocispec.Descriptor, w io.Writer, from int64, at func(int64)) (got int64, err error) {
+	rc, err := p.fetcher.Fetch(ctx, desc)
+	if err != nil {
+		return 0, err
+	}
+	defer rc.Close()
+	if from > 0 {
+		sk, ok := rc.(io.Seeker)
+		if !ok {
+			return 0, fmt.Errorf("blob %s: the download cannot be resumed", short(desc.Digest))
+		}
+		if _, err := sk.Seek(from, io.SeekStart); err != nil {
+			return 0, err
+		}
+	}
+	got, err = copyCounted(ctx, w, io.LimitReader(rc, desc.Size-from), func(n int64) {
+		if at != nil {
+			at(from + n)
+		}
+	})
+	if err == nil && from+got < desc.Size {
+		err = fmt.Errorf("blob %s: %w after %d of %d bytes", short(desc.Digest), io.ErrUnexpectedEOF, from+got, desc.Size)
+	}
+	return got, err
+}
+
+// refusesRange reports whether a registry did not want to send the rest of a blob. Those that cannot should send the whole
+// of it instead; some answer 416.
+func refusesRange(err error) bool {
+	var status rerrors.ErrUnexpectedStatus
+	return errors.As(err, &status) && status.StatusCode == http.StatusRequestedRangeNotSatisfiable
 }
 
 // worthRetrying tells errors of the way from those that come again.

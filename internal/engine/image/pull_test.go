@@ -133,6 +133,7 @@ func TestPullThroughFaults(t *testing.T) {
 		"cut":                          {faults: testimage.Faults{Cut: 3, CutFrom: big}, check: resumed},
 		"cut, redirected, with tokens": {faults: testimage.Faults{Cut: 2, CutFrom: big, Redirect: true, Bearer: true}, check: resumed},
 		"cut, no ranges":               {faults: testimage.Faults{Cut: 1, CutFrom: big, NoRange: true}},
+		"cut, ranges refused":          {faults: testimage.Faults{Cut: 1, CutFrom: big, RefuseRange: true}, check: resumed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := registry(t)

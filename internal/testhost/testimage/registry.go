@@ -36,6 +36,8 @@ type Faults struct {
 	CutFrom int64
 	// NoRange makes it ignore Range headers, as simple registries do.
 	NoRange bool
+	// RefuseRange makes it answer requests for the rest of a blob with 416, as others do.
+	RefuseRange bool
 	// Corrupt flips a bit in every blob of at least CorruptFrom bytes, so many times per blob.
 	Corrupt     int
 	CorruptFrom int64
@@ -258,6 +260,10 @@ func (s *Server) serveBlob(w http.ResponseWriter, r *http.Request, next http.Han
 	status, from := http.StatusOK, int64(0)
 	if v, ok := strings.CutPrefix(r.Header.Get("Range"), "bytes="); ok && !f.NoRange {
 		first, _, _ := strings.Cut(v, "-")
+		if f.RefuseRange && first != "0" {
+			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
+			return
+		}
 		if from, _ = strconv.ParseInt(first, 10, 64); from >= size {
 			w.WriteHeader(http.StatusRequestedRangeNotSatisfiable)
 			return
