@@ -155,6 +155,10 @@ func (p *puller) manifest(ctx context.Context, desc ocispec.Descriptor, match pl
 	if desc.Size > maxManifest {
 		return desc, fault.New(fault.InvalidArgument, "manifest %s has %d bytes; more than %d are refused", desc.Digest, desc.Size, maxManifest)
 	}
+	if strings.HasPrefix(desc.MediaType, "application/vnd.docker.distribution.manifest.v1+") {
+		return desc, fault.New(fault.InvalidArgument, "media type %q is no longer supported: rebuild the image, or push it again, as %q or %q",
+			desc.MediaType, images.MediaTypeDockerSchema2Manifest, ocispec.MediaTypeImageManifest)
+	}
 	desc.URLs = nil // only the registry is asked, whatever other places a document names
 	if err := p.fetch(ctx, desc, nil); err != nil {
 		return desc, err
@@ -210,12 +214,20 @@ func choose(list []ocispec.Descriptor, match platforms.MatchComparer) (best ocis
 	return *chosen, nil
 }
 
+// imageConfigs are the media types of images' configs, and those that old registries put in their place. Others are of
+// charts and other things that registries keep.
+var imageConfigs = []string{images.MediaTypeDockerSchema2Config, ocispec.MediaTypeImageConfig,
+	"application/octet-stream", "application/json", "text/html", ""}
+
 // image fetches the blobs of a manifest and unpacks them, each layer as soon as it and those below are there.
 func (p *puller) image(ctx context.Context, target ocispec.Descriptor) (*Image, error) {
 	cs := p.s.content()
 	m, err := readManifest(ctx, cs, target)
 	if err != nil {
 		return nil, err
+	}
+	if !slices.Contains(imageConfigs, m.Config.MediaType) {
+		return nil, fault.New(fault.InvalidArgument, "unsupported media type %s: %s is not an image", m.Config.MediaType, p.named)
 	}
 	m.Config.URLs = nil
 	if err := p.fetch(ctx, m.Config, nil); err != nil {

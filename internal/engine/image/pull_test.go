@@ -189,6 +189,31 @@ func TestPullErrorsSayWhatDockerSays(t *testing.T) {
 	}
 }
 
+func TestPullOfWhatIsNoImage(t *testing.T) {
+	r := registry(t)
+	s := open(t)
+	const digest = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+	for _, c := range []struct{ mediaType, manifest, want string }{
+		{ocispec.MediaTypeImageManifest, `{"schemaVersion":2,"config":{"mediaType":"application/vnd.cncf.helm.config.v1+json","digest":"` + digest + `","size":2},"layers":[]}`,
+			"unsupported media type application/vnd.cncf.helm.config.v1+json: " + r.Host + "/team/what:1 is not an image"},
+		{"application/vnd.docker.distribution.manifest.v1+prettyjws", `{"schemaVersion":1,"fsLayers":[]}`,
+			`media type "application/vnd.docker.distribution.manifest.v1+prettyjws" is no longer supported: rebuild the image`},
+	} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "http://"+r.Host+"/v2/team/what/manifests/1", strings.NewReader(c.manifest))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", c.mediaType)
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		_, err = s.Pull(t.Context(), r.Host+"/team/what:1", "", Auth{}, nil)
+		wantKind(t, err, fault.InvalidArgument, c.want)
+	}
+}
+
 func TestPullRefusesWrongBytes(t *testing.T) {
 	r := registry(t)
 	ref, _ := pushed(t, r)

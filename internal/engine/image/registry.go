@@ -185,7 +185,7 @@ func (r *registries) client(ctx context.Context, host string) *http.Client {
 		way = refusing{err}
 	case insecure:
 		// HTTPS first, without looking at the certificate, and plain HTTP if nobody speaks TLS there: as Docker does.
-		way = docker.NewHTTPFallback(own)
+		way = docker.NewHTTPFallback(noTLS{own})
 	default:
 		way = own
 	}

@@ -52,6 +52,20 @@ func (p *patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 }
 
+// noTLS has the fallback to plain HTTP hear of every server that does not speak TLS: it looks for the beginning of an
+// answer in HTTP's words, but simple servers answer what they do not understand with less than that.
+type noTLS struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (t noTLS) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := t.RoundTripper.RoundTrip(r)
+	if other, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		other.RecordHeader = [5]byte([]byte("HTTP/"))
+		err = other
+	}
+	return res, err
+}
+
 func sleep(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()

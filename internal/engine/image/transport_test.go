@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"io"
 	mathbig "math/big"
 	"net"
 	"net/http"
@@ -242,5 +244,49 @@ func TestMirrorsTakeTurns(t *testing.T) {
 	s := openAt(t, Config{Root: tempRoot(t), Mirrors: []string{"http://" + dead.Addr().String(), "http://" + registry(t).Host, "http://" + forbidden.Host, "http://" + r.Host}})
 	if got, err := s.Pull(t.Context(), "mirrored:1", "", Auth{}, nil); err != nil || got.ID != img.ID {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestPlainHTTPOfASimpleServer: one that answers the beginning of TLS with something that is no HTTP either.
+func TestPlainHTTPOfASimpleServer(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				r := bufio.NewReader(c)
+				if first, err := r.Peek(1); err != nil || first[0] == 0x16 {
+					_, _ = io.WriteString(c, "<!DOCTYPE HTML>bad request")
+					return
+				}
+				if _, err := http.ReadRequest(r); err == nil {
+					_, _ = io.WriteString(c, "HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
+				}
+			}()
+		}
+	}()
+	r, err := newRegistries(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "https://"+l.Addr().String()+"/v2/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	res, err := r.client(t.Context(), l.Addr().String()).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusNoContent {
+		t.Errorf("%s", res.Status)
 	}
 }
