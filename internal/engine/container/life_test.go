@@ -120,6 +120,18 @@ func TestExitCodesAndStopping(t *testing.T) {
 			t.Fatal(err)
 		}
 		contains(t, b.actions(id), "pause", "unpause", "pause", "die", "stop")
+
+		b.start(id)
+		b.ready(id, "ready")
+		if err := b.m.Pause(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.m.Restart(t.Context(), id, "", nil); err != nil {
+			t.Fatal(err)
+		}
+		if s := b.state(id); s.Status != StatusRunning || s.Paused {
+			t.Errorf("after the restart of a paused one: %+v", s)
+		}
 	})
 	t.Run("program missing", func(t *testing.T) {
 		id := b.create(Config{Entrypoint: []string{"/no/such/program"}})

@@ -117,10 +117,9 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	if restart {
 		m.restartLater(c, pause)
 	}
-	remove := !restart && c.rec.Config.Host.AutoRemove && c.manualRestart.Load() == nil && s.Status != StatusRemoving
-	r := s.result()
+	remove := !restart && c.rec.Config.Host.AutoRemove && c.manualRestart.Load() == nil && !c.forced && s.Status != StatusRemoving
+	c.waiters.told(s.result(), false) // under the lock: who listens after the next start does not hear of this end
 	c.mu.Unlock()
-	c.waiters.told(r, false)
 	if remove {
 		m.autoRemove(c)
 	}

@@ -98,14 +98,26 @@ func TestRestartPolicy(t *testing.T) {
 		if s := b.state(id); s.ExitCode != 5 || s.Running {
 			t.Errorf("state %+v", s)
 		}
-		var starts int
-		for _, a := range b.actions(id) {
-			if a == "start" {
-				starts++
-			}
+		if n := b.starts(id); n != 3 {
+			t.Errorf("%d starts", n)
 		}
-		if starts != 3 {
-			t.Errorf("%d starts", starts)
+		// Whoever starts it again begins to count anew.
+		b.start(id)
+		b.eventually("three more ends", func() bool { return b.starts(id) == 6 && b.state(id).Status == StatusExited })
+		if c, err := b.m.Get(id); err != nil || c.RestartCount != 2 {
+			t.Errorf("restarted %d times after it was started again, %v", c.RestartCount, err)
+		}
+	})
+	t.Run("a daemon's end in between gives no further retries", func(t *testing.T) {
+		id := b.run(Config{Host: HostConfig{Restart: RestartPolicy{Name: "on-failure", MaxRetries: 3}}}, "exit", "5")
+		b.eventually("a second restart", func() bool { c, err := b.m.Get(id); return err == nil && c.RestartCount == 2 && c.State.Restarting })
+		if err := b.m.Close(); err != nil {
+			t.Fatal(err)
+		}
+		b.open()
+		b.eventually("the last end", func() bool { return b.state(id).Status == StatusExited })
+		if c, err := b.m.Get(id); err != nil || c.RestartCount != 3 || b.starts(id) != 4 {
+			t.Errorf("%d restarts, %d starts, %v", c.RestartCount, b.starts(id), err)
 		}
 	})
 	t.Run("always, until stopped", func(t *testing.T) {
@@ -157,6 +169,33 @@ func TestRestartPolicy(t *testing.T) {
 		}
 		contains(t, b.actions(id), "create", "start", "die", "destroy")
 	})
+	// The end that a forced removal brings about is not the occasion of the automatic one: the two would get into each
+	// other's way, and who asked be told that somebody else is at it.
+	t.Run("forced removal of one to be removed", func(t *testing.T) {
+		for range 5 {
+			id := b.run(Config{Volumes: []string{"/scratch"}, Host: HostConfig{AutoRemove: true}}, "wait")
+			c, err := b.m.Get(id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := b.m.Remove(t.Context(), id, true, false, false); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := b.m.Volumes.Get(c.Mounts[0].Name); !fault.Is(err, fault.NotFound) {
+				t.Errorf("its anonymous volume: %v", err)
+			}
+		}
+	})
+}
+
+// starts is how often a container was started so far.
+func (b *bed) starts(id string) (n int) {
+	for _, a := range b.actions(id) {
+		if a == "start" {
+			n++
+		}
+	}
+	return n
 }
 
 func TestHealthMonitor(t *testing.T) {

@@ -55,6 +55,8 @@ type ctr struct {
 	// manualRestart is there while Restart is under way, and closed at its end: an exit is a step of it, AutoRemove does not
 	// apply.
 	manualRestart atomic.Pointer[chan struct{}]
+	// forced: an exit is one of a forced removal, AutoRemove does not apply.
+	forced bool
 
 	snap    atomic.Pointer[Container]
 	ended   atomic.Pointer[<-chan struct{}] // of the run, for followers of the log; nil when there is none
@@ -198,6 +200,7 @@ func readRecord(dir, id string) (*ctr, error) {
 	if c.rec.ID != id {
 		return nil, fmt.Errorf("names container %q", c.rec.ID)
 	}
+	c.restart.retries = c.rec.RestartCount
 	c.publish()
 	return c, nil
 }

@@ -40,16 +40,15 @@ func (m *Manager) Remove(ctx context.Context, id string, force, volumes, link bo
 }
 
 func (m *Manager) remove(ctx context.Context, c *ctr, force, volumes bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := &c.rec.State
 	for {
-		c.mu.Lock()
-		s := &c.rec.State
-		if s.Status == StatusRemoving {
-			c.mu.Unlock()
-			return fault.New(fault.Conflict, "removal of container %s is already in progress", c.id)
-		}
-		if c.waiters.gone() {
-			c.mu.Unlock()
+		switch {
+		case c.waiters.gone():
 			return fault.New(fault.NotFound, "No such container: %s", c.id)
+		case s.Status == StatusRemoving, c.forced:
+			return fault.New(fault.Conflict, "removal of container %s is already in progress", c.id)
 		}
 		if !s.Running {
 			break
@@ -57,21 +56,22 @@ func (m *Manager) remove(ctx context.Context, c *ctr, force, volumes bool) error
 		switch {
 		case force:
 		case s.Paused:
-			c.mu.Unlock()
 			return fault.New(fault.Conflict, "container is paused and must be unpaused first")
 		default:
-			status := s.Status
-			c.mu.Unlock()
-			return fault.New(fault.Conflict, "container is %s: stop the container before removing or force remove", status)
+			return fault.New(fault.Conflict, "container is %s: stop the container before removing or force remove", s.Status)
 		}
+		c.forced = true
+		volumes = volumes || c.rec.Config.Host.AutoRemove // which its end would have removed with it
 		c.mu.Unlock()
-		if err := m.kill(ctx, c); err != nil && !fault.Is(err, fault.Conflict) {
+		err := m.kill(ctx, c)
+		c.mu.Lock()
+		c.forced = false
+		if err != nil && s.Running && !fault.Is(err, fault.Conflict) {
 			return errorf("could not kill container: %w", err)
 		}
 	}
 	// The lock is held: nobody starts it any more.
-	defer c.mu.Unlock()
-	before := c.rec.State.Status
+	before := s.Status
 	c.restart.stop()
 	c.rec.State.Status = StatusRemoving
 	m.saveLogged(c)

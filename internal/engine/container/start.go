@@ -38,6 +38,7 @@ func (m *Manager) Start(ctx context.Context, id string) error {
 		return fault.New(fault.NotModified, "container %s is already running", c.rec.Config.Name)
 	}
 	c.restart.reset()
+	c.rec.RestartCount = 0
 	c.rec.ManuallyStopped = false
 	err = m.startLocked(context.WithoutCancel(ctx), c)
 	remove := err != nil && c.rec.Config.Host.AutoRemove && !c.rec.State.Dead

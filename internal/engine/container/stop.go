@@ -45,13 +45,11 @@ func (m *Manager) stop(ctx context.Context, c *ctr, sigName string, timeout *int
 	if timeout != nil {
 		seconds = *timeout
 	}
-	w := c.waiters.listen(false, func() bool { return !c.snapshot().State.Running })
+	w, sendErr := m.end(ctx, c, sig)
 	if w == nil {
-		return nil
+		return nil // it has ended meanwhile
 	}
 	defer c.waiters.leave(w)
-
-	sendErr := m.signal(ctx, c, sig, true)
 	patience := time.Duration(seconds) * time.Second
 	if sendErr != nil {
 		patience = 2 * time.Second
@@ -60,7 +58,7 @@ func (m *Manager) stop(ctx context.Context, c *ctr, sigName string, timeout *int
 		<-w.ch
 	} else if !w.within(patience) {
 		m.log.Info("container did not end in time, killing it", "container", c.id, "signal", int(sig), "after", patience)
-		if err := m.signal(ctx, c, syscall.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+		if err := m.signal(ctx, c, syscall.SIGKILL); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
 			return err
 		}
 		if !w.within(killPatience) {
@@ -97,16 +95,34 @@ func stopSignal(cfg *Config, given string) (syscall.Signal, error) {
 	return s, nil
 }
 
-// signal sends a signal to a container's process. stopping says that the container is meant to end by it, so that no
-// restart policy brings it back.
-func (m *Manager) signal(ctx context.Context, c *ctr, sig syscall.Signal, stopping bool) error {
+// signal sends a signal to a container's process, as something that it may go on after.
+func (m *Manager) signal(ctx context.Context, c *ctr, sig syscall.Signal) error {
 	m.untilListening(ctx, c, sig)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := &c.rec.State
-	if !s.Running {
+	if !c.rec.State.Running {
 		return fault.New(fault.Conflict, "container %s is not running", c.id)
 	}
+	return m.send(ctx, c, sig, false)
+}
+
+// end sends a signal that the container is meant to end by, so that no restart policy brings it back. The waiter is told
+// of the end of the very run that got the signal, and not of one before it: a container that ends by itself over and over
+// may do so while this waits for its turn. The caller leaves the waiter. It is nil if the container does not run.
+func (m *Manager) end(ctx context.Context, c *ctr, sig syscall.Signal) (*waiter, error) {
+	m.untilListening(ctx, c, sig)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.rec.State.Running {
+		return nil, fault.New(fault.Conflict, "container %s is not running", c.id)
+	}
+	w := c.waiters.listen(false, nil)
+	return w, m.send(ctx, c, sig, true)
+}
+
+// send is signal and end for a container that runs. The caller holds c.mu.
+func (m *Manager) send(ctx context.Context, c *ctr, sig syscall.Signal, stopping bool) error {
+	s := &c.rec.State
 	if stopping {
 		c.stopAsked = true
 		if !c.rec.ManuallyStopped {
@@ -164,17 +180,24 @@ func (m *Manager) Kill(ctx context.Context, id, sigName string) error {
 	if err != nil {
 		return err
 	}
-	return m.signal(ctx, c, sig, sig == own || sig == syscall.SIGTERM)
+	if sig != own && sig != syscall.SIGTERM {
+		return m.signal(ctx, c, sig)
+	}
+	w, err := m.end(ctx, c, sig)
+	if w != nil {
+		c.waiters.leave(w)
+	}
+	return err
 }
 
 // kill ends a container at once and waits for that.
 func (m *Manager) kill(ctx context.Context, c *ctr) error {
-	w := c.waiters.listen(false, func() bool { return !c.snapshot().State.Running })
+	w, err := m.end(ctx, c, syscall.SIGKILL)
 	if w == nil {
-		return fault.New(fault.Conflict, "container %s is not running", c.id)
+		return err
 	}
 	defer c.waiters.leave(w)
-	if err := m.signal(ctx, c, syscall.SIGKILL, true); err != nil && !fault.Is(err, fault.NotFound) {
+	if err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
 	if !w.within(killPatience) {
@@ -191,10 +214,6 @@ func (m *Manager) Restart(ctx context.Context, id, sig string, timeout *int) err
 	}
 	ctx = context.WithoutCancel(ctx)
 	c.mu.Lock()
-	if c.rec.State.Status == StatusPaused {
-		c.mu.Unlock()
-		return fault.New(fault.Conflict, "Cannot restart container %s: container is paused: unpause it first", id)
-	}
 	over := make(chan struct{})
 	c.manualRestart.Store(&over)
 	c.mu.Unlock()
