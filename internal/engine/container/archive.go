@@ -63,7 +63,12 @@ func (m *Manager) CopyFrom(ctx context.Context, id, name string) (io.ReadCloser,
 				return err
 			}
 			defer from.Close()
-			return writeTar(work, w, from, base, entry, false, ids)
+			var hollow []string
+			if dir == "/" && base == "." {
+				// What the kernel shows there is no part of the container: /proc alone has files that cannot be read.
+				hollow = []string{joinEntry(entry, "dev"), joinEntry(entry, "proc"), joinEntry(entry, "sys")}
+			}
+			return writeTar(work, w, from, base, entry, false, ids, hollow...)
 		})
 		_ = w.CloseWithError(pathError(err, id, name))
 		done <- err

@@ -555,6 +555,21 @@ func TestCopy(t *testing.T) {
 			if got := get("/data"); got["data/deep/file"] != "from the image" || got["data/links/abs"] != "-> /etc/passwd" {
 				t.Errorf("/data: %v", got)
 			}
+			// The whole: without what the kernel shows a container that runs, some of which cannot be read.
+			whole := get("/")
+			if whole["/data/deep/file"] != "from the image" {
+				t.Errorf("/: %v", whole)
+			}
+			for name := range whole {
+				if strings.HasPrefix(name, "/proc/") && name != "/proc/" {
+					t.Errorf("%s is in the copy of the whole", name)
+				}
+			}
+			if running {
+				if got := get("/proc/version"); !strings.HasPrefix(got["version"], "Linux version ") {
+					t.Errorf("a file that the kernel makes up: %q", got)
+				}
+			}
 			if got := get("/data/deep/."); got["./file"] != "from the image" {
 				t.Errorf("/data/deep/.: %v", got)
 			}

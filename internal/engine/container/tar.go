@@ -26,8 +26,9 @@ import (
 const archiveBuffer = 256 << 10
 
 // writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
-// top folder itself has no entry. Owners are written as ids has them inside.
-func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool, ids userns.Mapping) error {
+// top folder itself has no entry. Owners are written as ids has them inside. Of the folders whose entries are in hollow
+// nothing is written but themselves.
+func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool, ids userns.Mapping, hollow ...string) error {
 	top, err := root.Open(".")
 	if err != nil {
 		return err
@@ -43,7 +44,7 @@ func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry strin
 		base = path.Base(base)
 	}
 	out := bufio.NewWriterSize(w, archiveBuffer)
-	a := &archiver{w: tar.NewWriter(out), ids: ids, seen: map[[2]uint64]string{}, buf: make([]byte, archiveBuffer)}
+	a := &archiver{w: tar.NewWriter(out), ids: ids, seen: map[[2]uint64]string{}, hollow: hollow, buf: make([]byte, archiveBuffer)}
 	if err := a.add(ctx, dir, base, entry, whole); err != nil {
 		return err
 	}
@@ -57,7 +58,9 @@ type archiver struct {
 	w    *tar.Writer
 	ids  userns.Mapping       // what the owners inside are in what is seen of root
 	seen map[[2]uint64]string // device and inode of files with several names, to the first in the archive
-	buf  []byte
+	// hollow are the entries of folders that are written without what is in them.
+	hollow []string
+	buf    []byte
 }
 
 // add writes what has the name base in a folder, and everything below it.
@@ -78,7 +81,7 @@ func (a *archiver) add(ctx context.Context, dir *os.File, base, entry string, sk
 			return err
 		}
 	}
-	if kind != unix.S_IFDIR {
+	if kind != unix.S_IFDIR || slices.Contains(a.hollow, entry) {
 		return nil
 	}
 	fd, err := unix.Openat(int(dir.Fd()), base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -171,12 +174,22 @@ func (a *archiver) one(dir *os.File, base, entry string, st *unix.Stat_t) error 
 	if now.Mode&unix.S_IFMT != unix.S_IFREG {
 		return fmt.Errorf("%s was replaced while it was read", entry)
 	}
-	h.Size = now.Size
+	made, err := content(fd, entry)
+	if err != nil {
+		return err
+	}
+	if h.Size = now.Size; made != nil {
+		h.Size = int64(len(made))
+	}
 	var attr [256]byte
 	if n, err := unix.Fgetxattr(fd, "security.capability", attr[:]); err == nil && n > 0 {
 		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(attr[:n])}
 	}
 	if err := a.w.WriteHeader(h); err != nil {
+		return err
+	}
+	if made != nil {
+		_, err := a.w.Write(made)
 		return err
 	}
 	for left := h.Size; left > 0; {
@@ -200,6 +213,38 @@ func (a *archiver) one(dir *os.File, base, entry string, st *unix.Stat_t) error 
 	}
 	return nil
 }
+
+// content is what is in a file that the kernel makes up as it is read, such as /proc/meminfo: its size says nothing. For
+// other files it is nil.
+func content(fd int, entry string) ([]byte, error) {
+	var on unix.Statfs_t
+	if err := unix.Fstatfs(fd, &on); err != nil {
+		return nil, err
+	}
+	switch int64(on.Type) {
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+	default:
+		return nil, nil
+	}
+	made, piece := []byte{}, make([]byte, 32<<10)
+	for {
+		n, err := unix.Read(fd, piece)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: entry, Err: err}
+		case n == 0:
+			return made, nil
+		case len(made)+n > maxMadeUp:
+			return nil, fault.New(fault.InvalidArgument, "%s has no end that could be waited for", entry)
+		}
+		made = append(made, piece[:n]...)
+	}
+}
+
+// maxMadeUp is how much the kernel may make up for one file.
+const maxMadeUp = 16 << 20
 
 type zeros struct{}
 
