@@ -2,7 +2,6 @@ package node
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -67,7 +66,7 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 	}
 	made, err := s.networks.Attach(ctx, spec)
 	if err != nil {
-		return container.Attachment{}, fault.As(fault.KindOf(err), fmt.Errorf("failed to set up container networking: %w", err))
+		return container.Attachment{}, err
 	}
 	a := container.Attachment{SandboxID: made.ID, NetNS: made.NetNS, ResolvConf: made.ResolvConf, Hosts: made.Hosts, Endpoints: map[string]container.Endpoint{}}
 	if spec.NoNetwork {

@@ -31,7 +31,7 @@ func TestNetworks(t *testing.T) {
 	contains(t, "ps", Docker(t, h, "ps", "--format", "{{.Ports}}"), "0.0.0.0:8080->8080/tcp")
 	equal(t, "port", strings.Split(Docker(t, h, "port", "web", "8080"), "\n")[0], "0.0.0.0:8080")
 
-	Refused(t, h, []string{"port is already allocated"}, "run", "--rm", "-p", "8080:80", image, "true")
+	Refused(t, h, []string{"daemon: failed to set up container networking: driver failed", "port is already allocated"}, "run", "--rm", "-p", "8080:80", image, "true")
 	Refused(t, h, []string{"overlaps"}, "network", "create", "--subnet", "10.20.0.0/25", "again")
 	Refused(t, h, []string{"already exists"}, "network", "create", "front")
 	Refused(t, h, []string{"gateway"}, "network", "create", "--subnet", "10.21.0.0/24", "--gateway", "10.99.0.1", "odd")
