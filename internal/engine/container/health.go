@@ -114,7 +114,8 @@ func (h *monitor) judge(r HealthResult) {
 	}
 }
 
-// reportHealth makes a result visible. The record is not written: health is found anew after a restart.
+// reportHealth makes a result visible. The record is written when the status changes: after a daemon's end the container is
+// what it was, and who sends requests to healthy ones alone goes on.
 func (m *Manager) reportHealth(ctx context.Context, c *ctr, r HealthResult, status string, streak int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -131,6 +132,7 @@ func (m *Manager) reportHealth(ctx context.Context, c *ctr, r HealthResult, stat
 	c.publish()
 	if status != old.Status {
 		m.event(&c.rec.Container, "health_status: "+status)
+		m.saveLogged(c)
 	}
 }
 

@@ -259,6 +259,14 @@ func TestHealth(t *testing.T) {
 		t.Errorf("health %+v", h)
 	}
 	contains(t, b.actions(id), "health_status: unhealthy", "health_status: healthy")
+	// It stays so while the daemon is exchanged.
+	if err := b.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.open()
+	if h := b.state(id).Health; h == nil || h.Status != "healthy" {
+		t.Errorf("health after the daemon's start: %+v", h)
+	}
 	if err := b.m.Kill(t.Context(), id, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -169,6 +169,7 @@ func TestBadOptionsAreNamed(t *testing.T) {
 		"unknown log opt 'x' for syslog":        {Driver: "syslog", Options: map[string]string{"x": "y"}},
 		"unknown log opt 'x' for journald":      {Driver: "journald", Options: map[string]string{"x": "y"}},
 		"unsupported scheme: 'http'":            {Driver: "syslog", Options: map[string]string{"syslog-address": "http://a"}},
+		"proto://address, got localhost":        {Driver: "syslog", Options: map[string]string{"syslog-address": "localhost"}},
 		"invalid syslog facility \"99\"":        {Driver: "syslog", Options: map[string]string{"syslog-facility": "99"}},
 		"Invalid syslog format \"z\"":           {Driver: "syslog", Options: map[string]string{"syslog-format": "z"}},
 		"no such file":                          {Driver: "syslog", Options: map[string]string{"syslog-address": "unixgram:///not/there"}},

@@ -75,6 +75,8 @@ func (c *syslogConfig) parseAddress(text string) error {
 		return err
 	}
 	switch u.Scheme {
+	case "":
+		return fmt.Errorf("syslog-address should be in form proto://address, got %s", text)
 	case "unix", "unixgram":
 		if _, err := os.Stat(u.Path); err != nil {
 			return err
