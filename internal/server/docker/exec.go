@@ -36,6 +36,9 @@ func (a *execAPI) create(w *response, r *request) error {
 	if len(body.Cmd) == 0 {
 		return fault.New(fault.InvalidArgument, "No exec command specified")
 	}
+	if _, err := parseDetachKeys(body.DetachKeys); err != nil {
+		return err
+	}
 	cfg := container.ExecConfig{
 		User: body.User, Privileged: body.Privileged, Tty: body.Tty, AttachStdin: body.AttachStdin, AttachStdout: body.AttachStdout,
 		AttachStderr: body.AttachStderr, Detach: body.Detach, DetachKeys: body.DetachKeys, Env: body.Env, WorkingDir: body.WorkingDir, Cmd: body.Cmd,

@@ -32,6 +32,22 @@ func imageSummary(img *image.Image, r *request) apiimage.Summary {
 	return s
 }
 
+// older are image summaries in the form of their version: before 1.44 they had the size twice.
+func older(list []apiimage.Summary, v apiVersion) any {
+	if v >= 1044 {
+		return list
+	}
+	type summary struct {
+		apiimage.Summary
+		VirtualSize int64
+	}
+	out := make([]summary, len(list))
+	for i, s := range list {
+		out[i] = summary{s, s.Size}
+	}
+	return out
+}
+
 // manifests shows what an image has for which platforms. users tells which containers use a manifest.
 func manifests(img *image.Image, users func(string) []string) []apiimage.ManifestSummary {
 	in := img.Manifests

@@ -19,6 +19,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -64,11 +65,15 @@ func (a *imageAPI) named(verbs map[string]handler) handler {
 // users tells which containers use an image, given by its ID or a manifest of it, as their own or as a mount.
 func (a *imageAPI) users(imageID string) (ids []string) {
 	for _, c := range a.containers.List() {
-		if c.ImageID == imageID || c.ImageDigest == imageID || slices.Contains(c.MountedImages, imageID) {
+		if uses(&c, imageID) {
 			ids = append(ids, c.ID)
 		}
 	}
 	return ids
+}
+
+func uses(c *container.Container, imageID string) bool {
+	return c.ImageID == imageID || c.ImageDigest == imageID || slices.Contains(c.MountedImages, imageID)
 }
 
 func (a *imageAPI) list(w *response, r *request) error {
@@ -107,7 +112,7 @@ func (a *imageAPI) list(w *response, r *request) error {
 		return err
 	}
 	slices.SortStableFunc(images, func(a, b image.Image) int { return b.Created.Compare(a.Created) })
-	sizes := sizesOf(images)
+	sizes, containers := sizesOf(images), a.containers.List()
 	out := []apiimage.Summary{}
 	for _, img := range images {
 		switch {
@@ -117,6 +122,14 @@ func (a *imageAPI) list(w *response, r *request) error {
 			continue
 		}
 		s := imageSummary(&img, r)
+		if r.version >= 1051 {
+			s.Containers = 0
+			for i := range containers {
+				if uses(&containers[i], img.ID) {
+					s.Containers++
+				}
+			}
+		}
 		if r.version >= 1042 && r.flag("shared-size") {
 			s.SharedSize = sizes.shared(&img)
 		}
@@ -132,7 +145,7 @@ func (a *imageAPI) list(w *response, r *request) error {
 		}
 		out = append(out, s)
 	}
-	return writeJSON(w, http.StatusOK, out)
+	return writeJSON(w, http.StatusOK, older(out, r.version))
 }
 
 // matchesReference reports whether a name matches one of the glob patterns, in one of the ways to spell it.

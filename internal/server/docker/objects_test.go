@@ -58,6 +58,18 @@ func TestImages(t *testing.T) {
 			t.Errorf("%v: %d images, %v, want %d", tc.filters, len(res.Items), err, tc.want)
 		}
 	}
+	// What the versions show of an image that one container is made by.
+	for path, want := range map[string]string{
+		"/v1.43/images/json": `"VirtualSize":10`, "/v1.43/system/df?type=image": `"VirtualSize":10`,
+		"/v1.50/images/json": `"Containers":-1`, "/v1.51/images/json": `"Containers":1`,
+	} {
+		if _, _, body := l.do(t, "GET", path, "", ""); !strings.Contains(body, want) {
+			t.Errorf("%s: %s is not in %s", path, want, body)
+		}
+	}
+	if _, _, body := l.do(t, "GET", "/v1.44/images/json", "", ""); strings.Contains(body, "VirtualSize") {
+		t.Errorf("1.44 shows what it has not: %s", body)
+	}
 	if status, _, body := l.do(t, "GET", "/v1.54/images/json?identity=1", "", ""); status != 400 || !strings.Contains(body, "identity requires manifests=1") {
 		t.Errorf("identity alone: %d %s", status, body)
 	}

@@ -104,6 +104,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"no stream", "GET", "/containers/web/logs", "", "", 400, "at least one"},
 		{"a bad since", "GET", "/containers/web/logs?stdout=1&since=yesterday", "", "", 400, "since"},
 		{"bad detach keys", "POST", "/containers/web/attach?detachKeys=ctrl-", "", "", 400, "detach keys"},
+		{"bad detach keys of an exec", "POST", "/containers/web/exec", js, `{"Cmd":["true"],"DetachKeys":"ctrl-"}`, 400, "detach keys"},
 		{"no path", "GET", "/containers/web/archive", "", "", 400, "path cannot be empty"},
 		{"no exec command", "POST", "/containers/web/exec", js, `{}`, 400, "No exec command"},
 		{"a bad name", "GET", "/containers/nosuch/json", "", "", 404, "No such container: nosuch"},

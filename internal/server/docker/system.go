@@ -212,7 +212,7 @@ func (a *systemAPI) auth(w *response, r *request) error {
 // diskUsageBody has the fields of both forms: that of before 1.52, and the newer with totals.
 type diskUsageBody struct {
 	LayersSize *int64                  `json:",omitempty"`
-	Images     *[]apiimage.Summary     `json:",omitempty"`
+	Images     any                     `json:",omitempty"`
 	Containers *[]apicontainer.Summary `json:",omitempty"`
 	Volumes    *[]apivolume.Volume     `json:",omitempty"`
 	BuildCache *[]apibuild.CacheRecord `json:",omitempty"`
@@ -241,7 +241,7 @@ func (a *systemAPI) diskUsage(w *response, r *request) error {
 			return err
 		}
 		if usage.ImageUsage = images; legacy {
-			body.Images, body.LayersSize = items(&images.Items, verbose), &images.TotalSize
+			body.Images, body.LayersSize = older(*items(&images.Items, verbose), r.version), &images.TotalSize
 		}
 	}
 	if wanted(system.ContainerObject) {
