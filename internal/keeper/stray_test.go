@@ -17,6 +17,36 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper"
 )
 
+// executing puts processes into a container, several at once and over and over; it returns when each has begun. stop ends
+// that and waits for it.
+func executing(h *host, id string) (stop func()) {
+	stopped := make(chan struct{})
+	var begun, execs sync.WaitGroup
+	for range 6 {
+		begun.Add(1)
+		var once sync.Once
+		execs.Go(func() {
+			for {
+				select {
+				case <-stopped:
+					return
+				default:
+				}
+				_, err := h.c.Exec(h.ctx(), keeper.Process{Container: id, ExecID: newID(), Process: mustJSON(process("exit", "0"))})
+				once.Do(begun.Done)
+				if err != nil {
+					return
+				}
+			}
+		})
+	}
+	begun.Wait()
+	return sync.OnceFunc(func() {
+		close(stopped)
+		execs.Wait()
+	})
+}
+
 // TestKilledWhileExecsBegin: a container that is killed while processes are being put into it is gone soon, whatever
 // became of those.
 func TestKilledWhileExecsBegin(t *testing.T) {
@@ -24,33 +54,31 @@ func TestKilledWhileExecsBegin(t *testing.T) {
 	for range 6 {
 		s := h.spec("sleep")
 		h.runReady(s)
-		stop := make(chan struct{})
-		var begun, execs sync.WaitGroup
-		for range 6 {
-			begun.Add(1)
-			var once sync.Once
-			execs.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-					}
-					_, err := h.c.Exec(h.ctx(), keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("exit", "0"))})
-					once.Do(begun.Done)
-					if err != nil {
-						return
-					}
-				}
-			})
-		}
-		begun.Wait()
+		stop := executing(h, s.ID)
 		if err := h.c.Signal(h.ctx(), s.ID, "", int(unix.SIGKILL), false); err != nil {
 			t.Fatal(err)
 		}
 		mustExit(t, h.exit(s.ID, ""), 137)
-		close(stop)
-		execs.Wait()
+		stop()
+		if err := h.c.Delete(h.ctx(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestDeletedWhileExecsBegin: health checks come whenever they like. A container that ends in the middle of one is deleted
+// whole all the same, and can be made anew at once, as a restart does.
+func TestDeletedWhileExecsBegin(t *testing.T) {
+	h := newHost(t)
+	for range 25 {
+		s := h.spec("sleep")
+		h.runReady(s)
+		stop := executing(h, s.ID)
+		if err := h.c.Delete(h.ctx(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+		h.run(s)
+		stop()
 		if err := h.c.Delete(h.ctx(), s.ID); err != nil {
 			t.Fatal(err)
 		}

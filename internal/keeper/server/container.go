@@ -35,9 +35,11 @@ type container struct {
 	*proc
 	op sync.Mutex // one operation at a time: start, pause, resume, update, delete
 
-	mu    sync.Mutex
-	lc    *libcontainer.Container
-	execs map[string]*proc
+	mu       sync.Mutex
+	lc       *libcontainer.Container
+	execs    map[string]*proc
+	arriving sync.WaitGroup // execs on their way in; none begins once deleted is set
+	deleted  bool
 	// filter is what its processes are started with the short way, empty until that is known.
 	filter enter.Filter
 }
@@ -262,11 +264,12 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 	}
 	end := s.beginStart()
 	defer func() { end(err) }()
+	if err := c.reserveExec(req.ExecID); err != nil {
+		return keeper.Status{}, err
+	}
+	defer c.arriving.Done()
 	u := undo.New()
 	defer u.Run()
-	if !c.reserveExec(req.ExecID) {
-		return keeper.Status{}, fault.New(fault.AlreadyExists, "exec %s exists already", req.ExecID)
-	}
 	u.Add(func() error { c.removeExec(req.ExecID); return nil })
 	dir := filepath.Join(c.dir, "exec", req.ExecID)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -513,6 +516,9 @@ func (s *Server) delete(ctx context.Context, id string) error {
 	case <-ctx.Done():
 		return fault.New(fault.DeadlineExceeded, "container %s was killed and does not end", id)
 	}
+	if err := c.closeToExecs(ctx); err != nil {
+		return err
+	}
 	// Execs in a shared PID namespace do not go with the first process.
 	c.mu.Lock()
 	execs := slices.Collect(maps.Values(c.execs))
@@ -614,15 +620,39 @@ func (c *container) runtime() (*libcontainer.Container, error) {
 	return nil, fault.New(fault.FailedPrecondition, "the runtime state of container %s was lost: it can only be ended and deleted", c.rec.ID)
 }
 
-// reserveExec takes an exec's ID: until it runs, the map has nil for it.
-func (c *container) reserveExec(id string) bool {
+// reserveExec takes an exec's ID: until it runs, the map has nil for it. Whoever has it says c.arriving.Done when the exec
+// runs or has failed.
+func (c *container) reserveExec(id string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.deleted {
+		return notRunning(c.status())
+	}
 	if _, taken := c.execs[id]; taken {
-		return false
+		return fault.New(fault.AlreadyExists, "exec %s exists already", id)
 	}
 	c.execs[id] = nil
-	return true
+	c.arriving.Add(1)
+	return nil
+}
+
+// closeToExecs lets no further exec in and waits for those on their way: they make files where the container has its own,
+// and would be in the way of what deletes these, or make them anew.
+func (c *container) closeToExecs(ctx context.Context) error {
+	c.mu.Lock()
+	c.deleted = true
+	c.mu.Unlock()
+	in := make(chan struct{})
+	go func() {
+		c.arriving.Wait()
+		close(in)
+	}()
+	select {
+	case <-in:
+		return nil
+	case <-ctx.Done():
+		return fault.New(fault.DeadlineExceeded, "container %s has ended, and an exec in it neither runs nor fails", c.rec.ID)
+	}
 }
 
 func (c *container) removeExec(id string) {
