@@ -131,6 +131,11 @@ func TestPortsOfALateNetwork(t *testing.T) {
 	fetch(t, l.Client, fmt.Sprintf("http://%s:8080", h.Addr))
 	Docker(t, h, "network", "disconnect", "out", "web")
 	equal(t, "ports disconnected", Docker(t, h, "port", "web"), "")
+	Docker(t, h, "network", "disconnect", "in", "web")
+	Docker(t, h, "restart", "-t", "0", "web")
+	equal(t, "networks of one taken off all", Docker(t, h, "inspect", "-f", "{{.HostConfig.NetworkMode}} {{len .NetworkSettings.Networks}}", "web"), "in 0")
+	Docker(t, h, "network", "connect", "out", "web")
+	contains(t, "ports connected again", Docker(t, h, "port", "web"), "8080/tcp -> 0.0.0.0:8080")
 }
 
 // TestNetworkKinds: networks without IPv4, macvlan, configurations, and what the list and inspect say of them.

@@ -73,7 +73,7 @@ func (m *Manager) Connect(ctx context.Context, id, networkID string, e EndpointC
 		wanted[firstNonEmpty(h.NetworkMode, "default")] = EndpointConfig{MAC: c.rec.Config.Network.MAC}
 	}
 	if h.NetworkMode == "none" {
-		h.NetworkMode = name
+		h.NetworkMode, c.rec.Config.Network.Left = name, ""
 	}
 	wanted[name] = e
 	c.rec.Config.Network.Endpoints = wanted
@@ -139,9 +139,10 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 	}
 	c.rec.Config.Network.Endpoints = wanted
 	if m.sameNetwork(firstNonEmpty(h.NetworkMode, "default"), netID, name) {
-		h.NetworkMode = "none"
+		left := firstNonEmpty(h.NetworkMode, "default")
+		h.NetworkMode, c.rec.Config.Network.Left = "none", left
 		for ref := range wanted {
-			h.NetworkMode = ref
+			h.NetworkMode, c.rec.Config.Network.Left = ref, ""
 			break
 		}
 	}
@@ -152,7 +153,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 // The caller holds mu.
 func (c *ctr) onNone() bool {
 	_, on := c.rec.Networks.Endpoints["none"]
-	return on
+	return on && c.rec.Config.Network.Left == ""
 }
 
 // endpointKey finds a container's endpoint on a network, connected or wanted; "" if there is none.

@@ -197,7 +197,7 @@ func (m *Manager) runProbe(ctx context.Context, c *ctr, h *Health) (int, string,
 	t := time.NewTimer(limit)
 	defer t.Stop()
 	end := func() {
-		if err := m.Keeper.Signal(context.WithoutCancel(ctx), c.id, e.id, 9, true); err != nil && !fault.Is(err, fault.NotFound) {
+		if err := m.Keeper.Signal(context.WithoutCancel(ctx), c.id, e.id, 9, true); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
 			m.log.Warn("ending a health check", "container", c.id, "error", err)
 		}
 	}

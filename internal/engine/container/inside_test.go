@@ -3,7 +3,6 @@ package container
 import (
 	"archive/tar"
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -15,10 +14,7 @@ import (
 	"testing"
 	"time"
 
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
 	"github.com/sampan-cloud/sampan/internal/engine/events"
-	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/engine/volume"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
@@ -724,72 +720,28 @@ func TestConnectChangesHosts(t *testing.T) {
 	if err := b.m.Connect(t.Context(), id, "bridge", EndpointConfig{Aliases: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "only supported for user-defined networks") {
 		t.Errorf("an alias on the default bridge: %v", err)
 	}
+	// One that was taken off all networks is on none, over a restart too, and comes back by being connected.
+	if err := b.m.Disconnect(t.Context(), id, "bridge", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.m.Restart(t.Context(), id, "KILL", nil); err != nil {
+		t.Fatal(err)
+	}
+	if c, _ := b.m.Get(id); len(c.Networks.Endpoints) > 0 {
+		t.Errorf("on networks: %+v", c.Networks.Endpoints)
+	}
+	if err := b.m.Connect(t.Context(), id, "other", EndpointConfig{}); err != nil {
+		t.Error(err)
+	}
+	if err := b.m.Disconnect(t.Context(), id, "other", false); err != nil {
+		t.Error(err)
+	}
 	alone := b.run(Config{Host: HostConfig{NetworkMode: "none"}}, "wait")
 	if err := b.m.Connect(t.Context(), alone, "other", EndpointConfig{}); err == nil || !strings.Contains(err.Error(), "private (none) mode") {
 		t.Errorf("one without networks: %v", err)
 	}
 	if err := b.m.Disconnect(t.Context(), id, "other", false); !fault.Is(err, fault.Forbidden) {
 		t.Errorf("again: %v", err)
-	}
-}
-
-func TestCommitTakesTheConfiguration(t *testing.T) {
-	b := newBed(t)
-	id := b.run(Config{Env: []string{"A=b"}, ExposedPorts: []Port{{Port: 80, Protocol: "tcp"}}}, "wait")
-	img, err := b.m.Commit(t.Context(), id, image.CommitRequest{Ref: "new:1"}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.Contains(img.Config.Env, "A=b") || !slices.Equal(img.Config.Cmd, []string{"wait"}) {
-		t.Errorf("%+v", img.Config)
-	}
-	if _, ok := img.Config.ExposedPorts["80/tcp"]; !ok {
-		t.Errorf("ports %v", img.Config.ExposedPorts)
-	}
-	contains(t, b.actions(id), "pause", "commit", "unpause")
-}
-
-// TestCommitLaysTheRequestOver: what the request says wins, what it does not say is the container's.
-func TestCommitLaysTheRequestOver(t *testing.T) {
-	b := newBed(t)
-	id := b.create(Config{Env: []string{"A=b", "C=d", "GONE"}, Labels: map[string]string{"own": "1", "both": "1"}, ExposedPorts: []Port{{Port: 80, Protocol: "tcp"}}}, "wait")
-	img, err := b.m.Commit(t.Context(), id, image.CommitRequest{Config: image.Image{Config: ocispec.ImageConfig{User: "alice", Env: []string{"A=c"},
-		Labels: map[string]string{"both": "2", "new": "3"}, ExposedPorts: map[string]struct{}{"53/udp": {}}}}}, true)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got, want := fmt.Sprint(img.Config.User, img.Config.Cmd, img.Config.Labels), "alice[wait] map[both:2 new:3 own:1]"; got != want {
-		t.Errorf("%s, want %s", got, want)
-	}
-	if env := img.Config.Env; !slices.Contains(env, "A=c") || !slices.Contains(env, "C=d") || slices.Contains(env, "GONE") || slices.Contains(env, "A=b") {
-		t.Errorf("environment %v", env)
-	}
-	if len(img.Config.ExposedPorts) != 2 {
-		t.Errorf("ports %v", img.Config.ExposedPorts)
-	}
-	// An entrypoint of the request is not given the container's command.
-	img, err = b.m.Commit(t.Context(), id, image.CommitRequest{Config: image.Image{Config: ocispec.ImageConfig{Entrypoint: []string{"/bin/prog"}, Cmd: []string{"env"}}}}, true)
-	if err != nil || fmt.Sprint(img.Config.Entrypoint, img.Config.Cmd) != "[/bin/prog] [env]" {
-		t.Errorf("%v %v %v", img.Config.Entrypoint, img.Config.Cmd, err)
-	}
-}
-
-// endedKeeper is a keeper whose containers end while they are being paused.
-type endedKeeper struct{ Keeper }
-
-func (endedKeeper) Pause(context.Context, string) error {
-	return fault.New(fault.Conflict, "container is not running")
-}
-
-// TestCommitOfOneThatEnds: a container that ends while it is being committed is committed as it ended.
-func TestCommitOfOneThatEnds(t *testing.T) {
-	b := newBed(t)
-	id := b.run(Config{}, "wait")
-	b.leave()
-	b.wrap = func(k Keeper) Keeper { return endedKeeper{k} }
-	b.back()
-	if _, err := b.m.Commit(t.Context(), id, image.CommitRequest{Ref: "new:1"}, true); err != nil {
-		t.Error(err)
 	}
 }
 

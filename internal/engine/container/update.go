@@ -96,7 +96,8 @@ func (m *Manager) Update(ctx context.Context, id string, r Resources, p *Restart
 		if err != nil {
 			return warnings, err
 		}
-		if err := m.Keeper.Update(ctx, c.id, raw); err != nil {
+		// One that has ended just now, and is not known to have, gets them with its next start.
+		if err := m.Keeper.Update(ctx, c.id, raw); err != nil && !fault.Is(err, fault.Conflict) {
 			return warnings, errorf("Cannot update container %s: %w", c.id, err)
 		}
 	}

@@ -485,8 +485,11 @@ func (s *Server) update(id string, doc json.RawMessage) error {
 		c.lc = fresh
 		c.mu.Unlock()
 	}
-	if err != nil {
-		return fault.New(fault.InvalidArgument, "Cannot update container %s: %w", id, err)
+	switch {
+	case errors.Is(err, libcontainer.ErrNotRunning):
+		return notRunning(c.status()) // it has ended just now
+	case err != nil:
+		return fault.As(fault.InvalidArgument, err)
 	}
 	return nil
 }

@@ -209,7 +209,7 @@ func wireHostConfig(c *container.Container) *apicontainer.HostConfig {
 	h := &c.Config.Host
 	out := &apicontainer.HostConfig{
 		Binds: h.Binds, ContainerIDFile: h.ContainerIDFile, LogConfig: apicontainer.LogConfig{Type: cmp.Or(h.Log.Driver, "json-file"), Config: mapping(h.Log.Options)},
-		NetworkMode: apicontainer.NetworkMode(h.NetworkMode), PortBindings: apinetwork.PortMap{},
+		NetworkMode: apicontainer.NetworkMode(cmp.Or(c.Config.Network.Left, h.NetworkMode)), PortBindings: apinetwork.PortMap{},
 		RestartPolicy: apicontainer.RestartPolicy{Name: apicontainer.RestartPolicyMode(cmp.Or(h.Restart.Name, "no")), MaximumRetryCount: h.Restart.MaxRetries},
 		AutoRemove:    h.AutoRemove, VolumeDriver: h.VolumeDriver, VolumesFrom: h.VolumesFrom, Annotations: h.Annotations,
 		CapAdd: h.CapAdd, CapDrop: h.CapDrop, CgroupnsMode: apicontainer.CgroupnsMode(cmp.Or(h.CgroupnsMode, "private")),
@@ -351,7 +351,7 @@ func endpoints(c *container.Container) map[string]*apinetwork.EndpointSettings {
 	for name, e := range c.Networks.Endpoints {
 		out[name] = wireEndpoint(&e)
 	}
-	if len(out) > 0 {
+	if len(out) > 0 || c.Config.Network.Left != "" {
 		return out
 	}
 	for name, cfg := range c.Config.Network.Endpoints {

@@ -279,7 +279,8 @@ func summary(c *container.Container, at time.Time) apicontainer.Summary {
 		State: apicontainer.ContainerState(c.State.Status), Status: statusLine(&c.State, at), Health: &apicontainer.HealthSummary{Status: apicontainer.NoHealthcheck},
 		NetworkSettings: &apicontainer.NetworkSettingsSummary{Networks: endpoints(c)}, Mounts: wireMounts(c.Mounts),
 	}
-	s.HostConfig.NetworkMode, s.HostConfig.Annotations = c.Config.Host.NetworkMode, c.Config.Host.Annotations
+	s.HostConfig.NetworkMode = cmp.Or(c.Config.Network.Left, c.Config.Host.NetworkMode)
+	s.HostConfig.Annotations = c.Config.Host.Annotations
 	if h := c.State.Health; h != nil {
 		s.Health = &apicontainer.HealthSummary{Status: apicontainer.HealthStatus(h.Status), FailingStreak: h.FailingStreak}
 	}
