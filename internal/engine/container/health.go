@@ -196,8 +196,8 @@ func (m *Manager) runProbe(ctx context.Context, c *ctr, h *Health) (int, string,
 	limit := cmp.Or(h.Timeout, defaultTimeout)
 	t := time.NewTimer(limit)
 	defer t.Stop()
-	end := func() {
-		if err := m.Keeper.Signal(context.WithoutCancel(ctx), c.id, e.id, 9, true); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
+	end := func() { // the check alone: the container goes on, whether the check took too long or the daemon ends
+		if err := m.Keeper.Signal(context.WithoutCancel(ctx), c.id, e.id, 9, false); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) {
 			m.log.Warn("ending a health check", "container", c.id, "error", err)
 		}
 	}

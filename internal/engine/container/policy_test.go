@@ -276,4 +276,31 @@ func TestHealth(t *testing.T) {
 	if out := b.state(slow).Health.Log[0].Output; !strings.HasPrefix(out, "Health check exceeded timeout (30ms)") {
 		t.Errorf("output %q", out)
 	}
+	// Only the check is ended: there are further ones.
+	b.eventually("a check after the one that took too long", func() bool {
+		s := b.state(slow)
+		return !s.Running || slices.ContainsFunc(s.Health.Log[1:], func(r HealthResult) bool { return strings.HasPrefix(r.Output, "Health check exceeded") })
+	})
+	if s := b.state(slow); !s.Running {
+		t.Errorf("a check that took too long ended the container: %+v", s)
+	}
+}
+
+// TestHealthOfADaemonThatEnds: a check that the daemon's end breaks off is all that ends.
+func TestHealthOfADaemonThatEnds(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{Health: &Health{Test: []string{"CMD", "/bin/prog", "stubborn"}, Interval: time.Millisecond, Timeout: time.Hour}}, "wait")
+	b.eventually("a check under way", func() bool { return slices.Contains(b.actions(id), "exec_start: /bin/prog stubborn") })
+	b.exec(id, ExecConfig{Cmd: []string{"/bin/prog", "echo"}}) // as long as that takes, the check's own streams have too
+	if err := b.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := len(b.actions(id))
+	b.open()
+	b.eventually("the next check", func() bool {
+		return slices.Contains(b.actions(id)[before:], "exec_start: /bin/prog stubborn") || !b.state(id).Running
+	})
+	if s := b.state(id); !s.Running {
+		t.Errorf("the container ended with the daemon: %+v", s)
+	}
 }
