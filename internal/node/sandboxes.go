@@ -42,7 +42,7 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 			return container.Attachment{}, err
 		}
 		return container.Attachment{Endpoints: map[string]container.Endpoint{n.Spec.Name: {NetworkID: n.ID, NetworkName: n.Spec.Name}}}, nil
-	case mode == network.NameNone || c.Config.NetworkDisabled:
+	case mode == network.NameNone && c.Config.Network.Left == "" || c.Config.NetworkDisabled:
 		spec.NoNetwork = true
 	default:
 		for _, d := range either(c.Config.Host.DNS, s.defaults.DNS) {
@@ -53,6 +53,9 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 			spec.DNS = append(spec.DNS, addr)
 		}
 		for name, e := range ordered(c.Config, s.endpointKey(c.Config, mode)) {
+			if c.Config.Network.Left != "" {
+				break // connected later perhaps, and its ports are published then
+			}
 			endpoint, err := s.endpoint(ctx, c, name, e)
 			if err != nil {
 				return container.Attachment{}, err

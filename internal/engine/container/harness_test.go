@@ -498,6 +498,9 @@ func (n *nsNetworks) Attach(_ context.Context, c Container, _ string) (Attachmen
 		}
 		n.held[c.ID] = true
 	}
+	if c.Config.Network.Left != "" {
+		return Attachment{SandboxID: c.ID, NetNS: path}, nil
+	}
 	if c.Config.Host.NetworkMode == "none" {
 		return Attachment{SandboxID: c.ID, NetNS: path, Endpoints: map[string]Endpoint{"none": {NetworkID: "n", NetworkName: "none"}}}, nil
 	}

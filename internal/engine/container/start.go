@@ -244,9 +244,6 @@ func (m *Manager) attachNetwork(ctx context.Context, c Container, seed string) (
 	if err != nil {
 		return a, errorf("failed to set up container networking: %w", err)
 	}
-	if c.Config.Network.Left != "" {
-		delete(a.Endpoints, "none")
-	}
 	return a, nil
 }
 

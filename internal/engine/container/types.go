@@ -232,8 +232,8 @@ type LogConfig struct {
 type NetworkConfig struct {
 	Endpoints map[string]EndpointConfig // by network name or ID as the user gave it
 	MAC       string                    // of the first endpoint
-	// Left is the mode of a container that was taken off all its networks. It runs as one of the mode none does, and can
-	// be connected again.
+	// Left is the mode that a container had before it was taken off all its networks: its mode is none now, but it can be
+	// connected again.
 	Left string
 }
 
