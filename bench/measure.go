@@ -224,7 +224,7 @@ Machine: %d cores, %d GiB, Linux %s, %s. Peer: %s. Date: %s.
 
 | what | Sampan | Docker | ratio | goal | pairs |
 |---|---|---|---|---|---|
-`, runtime.NumCPU(), uint64(s.Totalram)*uint64(s.Unit)>>30, kernel, runtime.GOARCH, peer, time.Now().UTC().Format(time.DateOnly))
+`, runtime.NumCPU(), s.Totalram*uint64(s.Unit)>>30, kernel, runtime.GOARCH, peer, time.Now().UTC().Format(time.DateOnly))
 	for _, r := range b.rows {
 		fmt.Fprintln(&t, r)
 	}

@@ -199,7 +199,7 @@ func (a *Agent) session(ctx context.Context) (err error) {
 
 // cause prefers our own reason for ending a stream to gRPC's "canceled".
 func cause(ctx context.Context, err error) error {
-	if c := context.Cause(ctx); c != nil && ctx.Err() != nil && c != context.Canceled {
+	if c := context.Cause(ctx); c != nil && ctx.Err() != nil && !errors.Is(c, context.Canceled) {
 		return c
 	}
 	return err

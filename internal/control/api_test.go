@@ -368,7 +368,7 @@ func TestLogsComeFromWhereverTasksRun(t *testing.T) {
 		}
 		s.pass(time.Second)
 		cancel()
-		<-done
+		<-done //nolint:errcheck // it ended as it was told to
 		late := 0
 		for len(lines) > 0 {
 			if strings.HasSuffix(<-lines, " late\n") {

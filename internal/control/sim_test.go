@@ -37,8 +37,7 @@ type sim struct {
 	dir      string
 
 	mu       sync.Mutex
-	leading  int // index of the manager that leads, -1: none
-	notify   []chan bool
+	leading  int                             // index of the manager that leads, -1: none
 	onStop   func(h *host, c *fakeContainer) // called as the engine is asked to stop a container
 	violated []string
 }

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -64,7 +65,7 @@ func (c *Claim) answer(h holder) {
 
 // askHolder names who has the claim, as far as it tells.
 func askHolder() string {
-	conn, err := net.DialTimeout("unix", claimAddress, time.Second)
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(context.Background(), "unix", claimAddress)
 	if err != nil {
 		return "another sampand"
 	}

@@ -242,7 +242,9 @@ func valueOf(env []string, name string) string {
 // TestGenericResources: tasks are given resources of the users' own kinds, each its own, and wait when there are none.
 func TestGenericResources(t *testing.T) {
 	l := New(t, 2)
-	l.Hosts[1].Stop(t.Context())
+	if err := l.Hosts[1].Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if err := l.Hosts[1].Start(t.Context(), "--node-generic-resource", "GPU=red", "--node-generic-resource", "GPU=blue", "--node-generic-resource", "disk=3"); err != nil {
 		t.Fatal(err)
 	}

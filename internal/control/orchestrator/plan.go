@@ -532,9 +532,7 @@ func (p *planner) forget(tasks []*cloud.Task) {
 		if p.keepsLast(old[0]) {
 			keep = max(keep, 1) // it says that the slot is done, or why its successor waits
 		}
-		for _, t := range old[min(keep, len(old)):] {
-			p.remove = append(p.remove, t)
-		}
+		p.remove = append(p.remove, old[min(keep, len(old)):]...)
 	}
 }
 

@@ -156,7 +156,7 @@ func (s *Store) Login(ctx context.Context, auth Auth) (identityToken string, err
 		case res.StatusCode != http.StatusUnauthorized:
 			return "", fault.New(fault.Unavailable, "login to %s: the registry answers %s", host, res.Status)
 		}
-		seen = append(seen, res)
+		seen = append(seen, res) //nolint:bodyclose // it is closed above
 		if err := a.AddResponses(ctx, seen); err != nil {
 			return "", refused()
 		}

@@ -246,7 +246,7 @@ func TestConcurrentPullsFetchABlobOnce(t *testing.T) {
 	wg.Wait()
 	times := map[string]int{}
 	for _, q := range r.Requests() {
-		if q.Method == "GET" && strings.Contains(q.Path, "/blobs/") {
+		if q.Method == http.MethodGet && strings.Contains(q.Path, "/blobs/") {
 			times[q.Path]++
 		}
 	}

@@ -76,7 +76,7 @@ func (s *Store) CanShift() (err error) {
 	if err := m.Mount(target); err != nil {
 		return fault.New(fault.FailedPrecondition, "overlayfs on ID-mapped mounts: %w: this needs Linux 5.19 or newer", err)
 	}
-	defer unix.Unmount(target, unix.MNT_DETACH)
+	defer func() { _ = unix.Unmount(target, unix.MNT_DETACH) }()
 	var st unix.Stat_t
 	made := filepath.Join(target, "etc", "made")
 	if err := errors.Join(os.WriteFile(made, nil, 0o644), os.Chown(made, first, first), unix.Stat(filepath.Join(dir, upperFolder, "etc", "made"), &st)); err != nil {

@@ -66,7 +66,7 @@ func tagPage(ctx context.Context, client *http.Client, authorize docker.Authoriz
 		}
 		switch {
 		case res.StatusCode == http.StatusUnauthorized && len(seen) < 3:
-			seen = append(seen, res)
+			seen = append(seen, res) //nolint:bodyclose // it is closed above
 			if err := authorize.AddResponses(ctx, seen); err != nil {
 				return nil, nil, err
 			}

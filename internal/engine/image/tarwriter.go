@@ -67,7 +67,7 @@ func (t *tarWriter) tree(ctx context.Context, root string) error {
 		if err := t.file(root, strings.TrimPrefix(path, root), info); err != nil {
 			return err
 		}
-		if sys, ok := info.Sys().(*syscall.Stat_t); ok && d.IsDir() && uint64(sys.Dev) != uint64(st.Dev) {
+		if sys, ok := info.Sys().(*syscall.Stat_t); ok && d.IsDir() && sys.Dev != st.Dev {
 			return filepath.SkipDir // a mount point: the folder itself is written, as Docker does
 		}
 		return nil

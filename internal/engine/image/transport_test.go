@@ -90,18 +90,18 @@ func TestPatienceEnds(t *testing.T) {
 		asked := 0
 		p := &patient{pause: time.Second, next: answers(func(*http.Request) (*http.Response, error) {
 			asked++
-			return &http.Response{StatusCode: 503, Header: http.Header{}, Body: http.NoBody}, nil
+			return &http.Response{StatusCode: http.StatusServiceUnavailable, Header: http.Header{}, Body: http.NoBody}, nil
 		})}
 		req := httptest.NewRequest(http.MethodGet, "http://reg.example/v2/", nil)
 		began := time.Now()
-		if res, err := p.RoundTrip(req); err != nil || res.StatusCode != 503 || asked != patientTries {
+		if res, err := p.RoundTrip(req); err != nil || res.StatusCode != http.StatusServiceUnavailable || asked != patientTries {
 			t.Errorf("%v, %v after %d requests", res, err, asked)
 		}
 		if d := time.Since(began); d != 7*time.Second {
 			t.Errorf("it took %v, want 1+2+4 s", d)
 		}
 		asked = 0
-		if res, err := p.RoundTrip(httptest.NewRequest(http.MethodPost, "http://reg.example/v2/", strings.NewReader("x"))); err != nil || res.StatusCode != 503 || asked != 1 {
+		if res, err := p.RoundTrip(httptest.NewRequest(http.MethodPost, "http://reg.example/v2/", strings.NewReader("x"))); err != nil || res.StatusCode != http.StatusServiceUnavailable || asked != 1 {
 			t.Errorf("a request with a body: %v, %v after %d requests", res, err, asked)
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), 1500*time.Millisecond)

@@ -72,10 +72,10 @@ func (p *Process) message() ([]byte, error) {
 }
 
 var (
-	// ErrHeldUp: the process did not come to be the program in time, as it was stopped or frozen. It would be no better by
+	// ErrHeldUp tells that the process did not come to be the program in time, as it was stopped or frozen. It would be no better by
 	// libcontainer.
 	ErrHeldUp = errors.New("a process that is put into the container does not get on: it is stopped or frozen")
-	// ErrStray: the process that makes the child was killed, perhaps when it had done so: that one ends, and is the caller's
+	// ErrStray tells that the process that makes the child was killed, perhaps when it had done so: that one ends, and is the caller's
 	// to be found and reaped.
 	ErrStray = errors.New("a child may have been left")
 

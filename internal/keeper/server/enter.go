@@ -80,7 +80,7 @@ func (s *Server) enter(c *container, process *libcontainer.Process, config *conf
 		return 0, err
 	}
 	for _, ns := range config.Namespaces {
-		p.Namespaces |= int(ns.Syscall())
+		p.Namespaces |= ns.Syscall()
 	}
 	for _, g := range process.AdditionalGroups {
 		p.OtherGroups = append(p.OtherGroups, uint32(g))

@@ -280,7 +280,7 @@ func (p *prober) reachable(addr string) bool {
 	if time.Since(last.at) < fresh {
 		return last.ok
 	}
-	c, err := net.DialTimeout("tcp", addr, patience)
+	c, err := (&net.Dialer{Timeout: patience}).DialContext(context.Background(), "tcp", addr)
 	if err == nil {
 		_ = c.Close()
 	}

@@ -83,7 +83,7 @@ func TestBuildPruneRules(t *testing.T) {
 // TestSessionsAskForTheirProtocol: what is wrong with a request for a session is told in the order of asking.
 func TestSessionsAskForTheirProtocol(t *testing.T) {
 	for upgrade, says := range map[string]string{"": "no upgrade proto", "foo": "protocol foo not supported", "h2c": "names no session"} {
-		r := httptest.NewRequest("POST", "/session", nil)
+		r := httptest.NewRequest(http.MethodPost, "/session", nil)
 		if upgrade != "" {
 			r.Header.Set("Upgrade", upgrade)
 		}

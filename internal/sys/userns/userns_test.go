@@ -149,7 +149,7 @@ func TestMount(t *testing.T) {
 		}
 		t.Fatal(err)
 	}
-	defer unix.Unmount(at, unix.MNT_DETACH)
+	defer func() { _ = unix.Unmount(at, unix.MNT_DETACH) }()
 	uid := func(path string) uint32 {
 		var st unix.Stat_t
 		if err := unix.Stat(path, &st); err != nil {
