@@ -164,6 +164,9 @@ func (f *flushed) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// builderEnd is how long a builder's end may take to be known once a connection to it has broken.
+const builderEnd = 2 * time.Second
+
 // tunnel joins the client's connection to one to the builder, once that has agreed to the change of protocol.
 func (p *program) tunnel(w http.ResponseWriter, r *http.Request) error {
 	back, err := p.transport.DialContext(r.Context(), "", "")
@@ -195,7 +198,7 @@ func (p *program) tunnel(w http.ResponseWriter, r *http.Request) error {
 		if why := p.ended(); r.URL.Path == "/grpc" && frames.whole() {
 			_, _ = front.Write(goAway(why))
 		}
-	case <-time.After(100 * time.Millisecond): // an end of this connection alone
+	case <-time.After(builderEnd): // an end of this connection alone
 	}
 	closeWrite(front)
 	// The client has what there is; what it may still send goes nowhere.
