@@ -14,6 +14,7 @@ import (
 // TestServicesOnTheHostsNetworks: a service may be on the network host, or bridge, of whichever hosts its tasks come to,
 // by the docker command and in a stack, and what cannot go with that is refused.
 func TestServicesOnTheHostsNetworks(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	h := l.Hosts[0]
 	Docker(t, h, "service", "create", "-d", "--no-resolve-image", "--name", "agent", "--mode", "global", "--network", "host", image)

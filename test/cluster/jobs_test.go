@@ -14,6 +14,7 @@ import (
 // TestJobs: services whose tasks run to their end: so many completions, so many at a time, or one on every node. What
 // fails is tried again, what is done is not done again, and an update is another run.
 func TestJobs(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 1)
 	h := l.Hosts[0]
 	create := func(name, mode string, args ...string) string {

@@ -19,6 +19,7 @@ import (
 // TestAutolock: a manager that starts waits for its unlock key and is of no use to who has only its disk; what runs on
 // its host goes on meanwhile.
 func TestAutolock(t *testing.T) {
+	t.Parallel()
 	l := New(t, 3)
 	h, second, worker := l.Hosts[0], l.Hosts[1], l.Hosts[2]
 	out := Docker(t, h, "swarm", "init", "--autolock", "--advertise-addr", h.Addr.String())

@@ -17,6 +17,7 @@ import (
 // TestLogsOfTasksToCome: who follows the logs of a service sees all that its later tasks print, from their first line,
 // wherever they run and whichever manager is asked, and none of what was printed before with a tail of none.
 func TestLogsOfTasksToCome(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 2)
 	service(t, l.Hosts[0], "web", 2)
 	ctx, cancel := context.WithCancel(t.Context())

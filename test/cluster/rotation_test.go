@@ -24,6 +24,7 @@ import (
 // fails, tokens change, nobody trusts the old one, and hosts come back and join as before. A node that is away holds it
 // up; the next authority may be the user's own.
 func TestRotateCA(t *testing.T) {
+	t.Parallel()
 	l := New(t, 5)
 	h, worker, late := l.Hosts[0], l.Hosts[3], l.Hosts[4]
 	Docker(t, h, "swarm", "init", "--advertise-addr", h.Addr.String())

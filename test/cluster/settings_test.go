@@ -50,6 +50,7 @@ func rejected(t *testing.T, h *testhost.Host, name, want string) {
 // TestMountsOfServices: every kind of mount that a container can have, a service can have too, and names that are
 // templates are filled on the host.
 func TestMountsOfServices(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 1, 1)
 	h := l.Hosts[0]
 	folder := filepath.Join(h.Dir, "folder")
@@ -124,6 +125,7 @@ func TestMountsOfServices(t *testing.T) {
 
 // TestSecurityOfServices: what a service says of privileges, memory and the kernel's killer is in force in its containers.
 func TestSecurityOfServices(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 1, 1)
 	h := l.Hosts[0]
 	api, err := h.Client()
@@ -194,6 +196,7 @@ func TestSecurityOfServices(t *testing.T) {
 // TestTemplates: environment, hostname, configs and secrets of a task may name where it is and which it is; configs and
 // secrets also what the others have in them.
 func TestTemplates(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 1, 1)
 	h := l.Hosts[0]
 	blob := func(text string, args ...string) {
@@ -241,6 +244,7 @@ func valueOf(env []string, name string) string {
 
 // TestGenericResources: tasks are given resources of the users' own kinds, each its own, and wait when there are none.
 func TestGenericResources(t *testing.T) {
+	t.Parallel()
 	l := New(t, 2)
 	if err := l.Hosts[1].Stop(t.Context()); err != nil {
 		t.Fatal(err)

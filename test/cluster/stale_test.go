@@ -45,6 +45,7 @@ func number(t *testing.T, name string, usual uint64) uint64 {
 // IPs in a sandbox's kernel, the published ports in the host's, the forwarding entries of the overlay and the answers of
 // the name server with the tasks that run. SAMPAN_STEPS says how many steps, SAMPAN_STALE_SEED repeats a run.
 func TestNothingStaleOnWholeHosts(t *testing.T) {
+	t.Parallel()
 	steps, seed := number(t, "SAMPAN_STEPS", 3), number(t, "SAMPAN_STALE_SEED", rand.Uint64())
 	t.Logf("SAMPAN_STALE_SEED=%d", seed)
 	c := &chaos{t: t, lab: Cluster(t, 3, 3), rnd: rand.New(rand.NewPCG(seed, 1)), watch: map[*testhost.Host]watcher{}, made: map[string]bool{}}

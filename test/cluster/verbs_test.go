@@ -15,6 +15,7 @@ import (
 
 // TestWaitingForServices: the docker command waits for a service unless told otherwise, and its waiting ends.
 func TestWaitingForServices(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	h := l.Hosts[0]
 	for _, args := range [][]string{
@@ -35,6 +36,7 @@ func TestWaitingForServices(t *testing.T) {
 // TestConnectFromAnywhere: a standalone container is connected to a cluster network that its host does not have yet,
 // on a worker as on a manager; and what cannot be says why.
 func TestConnectFromAnywhere(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	manager, worker := l.Hosts[0], l.Hosts[1]
 	Docker(t, manager, "network", "create", "-d", "overlay", "--attachable", "--subnet", "10.10.0.0/24", "n")
@@ -70,6 +72,7 @@ func TestConnectFromAnywhere(t *testing.T) {
 
 // TestDataPathOptions: another UDP port for what hosts say to each other's containers, and pools of the user's own.
 func TestDataPathOptions(t *testing.T) {
+	t.Parallel()
 	l := New(t, 2)
 	a, b := l.Hosts[0], l.Hosts[1]
 	Docker(t, a, "swarm", "init", "--advertise-addr", a.Addr.String(), "--data-path-port", "7789", "--data-path-addr", a.Addr.String(),
