@@ -80,7 +80,7 @@ func execAPI(ctx context.Context, l *lab) (float64, error) {
 	}
 	a := l.api()
 	defer a.CloseIdleConnections()
-	return timed(func() error {
+	return repeated(func() error {
 		var e made
 		if err := a.do(ctx, http.MethodPost, "/containers/"+sleeper+"/exec", map[string]any{"Cmd": []string{"/tool", "true"}, "AttachStdout": true}, &e); err != nil {
 			return err

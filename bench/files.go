@@ -112,7 +112,7 @@ func execOne(ctx context.Context, l *lab) (float64, error) {
 	if err := l.sleeping(ctx); err != nil {
 		return 0, err
 	}
-	return timed(func() error {
+	return repeated(func() error {
 		_, err := l.first().Docker(ctx, "exec", sleeper, "/tool", "true")
 		return err
 	})
