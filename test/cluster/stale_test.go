@@ -6,10 +6,8 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -26,27 +24,13 @@ import (
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
 )
 
-// number is a number from the environment, or what is usual.
-func number(t *testing.T, name string, usual uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s=%q: want a number", name, text)
-	}
-	return n
-}
-
 // TestNothingStaleOnWholeHosts changes a cluster at random: services are scaled, updated, removed and made anew, tasks,
 // daemons and keepers killed, hosts drained, cut off and booted. After each step it compares, on every host, the virtual
 // IPs in a sandbox's kernel, the published ports in the host's, the forwarding entries of the overlay and the answers of
 // the name server with the tasks that run. SAMPAN_STEPS says how many steps, SAMPAN_STALE_SEED repeats a run.
 func TestNothingStaleOnWholeHosts(t *testing.T) {
 	t.Parallel()
-	steps, seed := number(t, "SAMPAN_STEPS", 3), number(t, "SAMPAN_STALE_SEED", rand.Uint64())
+	steps, seed := Number(t, "SAMPAN_STEPS", 3), Number(t, "SAMPAN_STALE_SEED", rand.Uint64())
 	t.Logf("SAMPAN_STALE_SEED=%d", seed)
 	c := &chaos{t: t, lab: Cluster(t, 3, 3), rnd: rand.New(rand.NewPCG(seed, 1)), watch: map[*testhost.Host]watcher{}, made: map[string]bool{}}
 	Docker(t, c.lab.Hosts[0], "network", "create", "-d", "overlay", "--attachable", "n")

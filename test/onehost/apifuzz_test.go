@@ -27,7 +27,7 @@ import (
 // daemon lives on, and nothing stays. SAMPAN_REQUESTS says how many, SAMPAN_REQUEST_SEED makes others.
 func TestEveryRequestIsAnswered(t *testing.T) {
 	l, h := one(t)
-	count, seed := number(t, "SAMPAN_REQUESTS", 3000), number(t, "SAMPAN_REQUEST_SEED", 1)
+	count, seed := Number(t, "SAMPAN_REQUESTS", 3000), Number(t, "SAMPAN_REQUEST_SEED", 1)
 	d, ops := readDescription(t)
 	f := &apiFuzz{t: t, h: h, d: d, ops: ops, seed: seed, left: int64(count)}
 	Docker(t, h, "run", "--rm", image, "true")

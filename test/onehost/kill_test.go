@@ -23,20 +23,6 @@ import (
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
 )
 
-// number is a number from the environment, or what is usual.
-func number(t *testing.T, name string, usual uint64) uint64 {
-	t.Helper()
-	text := os.Getenv(name)
-	if text == "" {
-		return usual
-	}
-	n, err := strconv.ParseUint(text, 10, 64)
-	if err != nil {
-		t.Fatalf("%s=%q: want a number", name, text)
-	}
-	return n
-}
-
 // TestKilledAtRandomPoints kills the daemon, the keeper or both again and again, after a random delay or at a named place
 // in the code, while containers are created, started, entered, stopped and removed and an image is pulled. Afterwards
 // every container is in a true state, its exit code is right (or unknown, where nobody was there to see it), its log is
@@ -54,7 +40,7 @@ func TestUserNSKilledAtRandomPoints(t *testing.T) {
 }
 
 func killAtRandomPoints(t *testing.T, l *testhost.Lab, h *testhost.Host, usual uint64) {
-	kills, seed := number(t, "SAMPAN_KILLS", usual), number(t, "SAMPAN_KILL_SEED", rand.Uint64())
+	kills, seed := Number(t, "SAMPAN_KILLS", usual), Number(t, "SAMPAN_KILL_SEED", rand.Uint64())
 	t.Logf("SAMPAN_KILL_SEED=%d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	remote := pushed(t, l, "pulled:1")

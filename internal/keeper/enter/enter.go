@@ -72,11 +72,11 @@ func (p *Process) message() ([]byte, error) {
 }
 
 var (
-	// ErrHeldUp tells that the process did not come to be the program in time, as it was stopped or frozen. It would be no better by
-	// libcontainer.
+	// ErrHeldUp tells that the process did not come to be the program in time, as it was stopped or frozen. It would be no
+	// better by libcontainer.
 	ErrHeldUp = errors.New("a process that is put into the container does not get on: it is stopped or frozen")
-	// ErrStray tells that the process that makes the child was killed, perhaps when it had done so: that one ends, and is the caller's
-	// to be found and reaped.
+	// ErrStray tells that the process that makes the child was killed, perhaps when it had done so: that one ends, and is
+	// the caller's to be found and reaped.
 	ErrStray = errors.New("a child may have been left")
 
 	errUnsealed = errors.New("this program does not run from a sealed copy: a container could write to it (CVE-2019-5736)")

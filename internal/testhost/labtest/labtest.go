@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,20 @@ import (
 // Image is the name of the image that every host of a test's lab has: FROM scratch, with the static program of
 // internal/testhost/labtest/probe at /probe.
 const Image = "test/probe:1"
+
+// Number is what a variable of the environment says, or what is usual without it: how long a random test is, and its seed.
+func Number(t testing.TB, name string, usual uint64) uint64 {
+	t.Helper()
+	text := os.Getenv(name)
+	if text == "" {
+		return usual
+	}
+	n, err := strconv.ParseUint(text, 10, 64)
+	if err != nil {
+		t.Fatalf("%s=%q: want a number", name, text)
+	}
+	return n
+}
 
 // RequireRoot skips the test without root, as test hosts are network namespaces.
 func RequireRoot(t testing.TB) {
