@@ -230,7 +230,7 @@ func (h *Host) killEverything(ctx context.Context) error {
 }
 
 // Reboot is Lose followed by what a boot does: the folder of --exec-root is empty, everything pinned there is gone, the
-// link is up. The daemon is not started.
+// link is up, no neighbour's link-layer address is known. The daemon is not started.
 func (h *Host) Reboot(ctx context.Context) error {
 	if err := h.Lose(ctx); err != nil {
 		return err
@@ -238,7 +238,10 @@ func (h *Host) Reboot(ctx context.Context) error {
 	if err := h.wipeExec(); err != nil {
 		return err
 	}
-	return h.Heal()
+	if err := h.Heal(); err != nil {
+		return err
+	}
+	return h.forgetNeighbours()
 }
 
 func (h *Host) wipeExec() error {

@@ -163,6 +163,30 @@ func (m *Machine) Cut() error { return m.setPort(false) }
 // Heal puts the cable back.
 func (m *Machine) Heal() error { return m.setPort(true) }
 
+// forgetNeighbours empties the machine's table of link-layer addresses. One for which the kernel asked in vain while the
+// cable was out would refuse the next connection.
+func (m *Machine) forgetNeighbours() error {
+	return in(m.ns, func() error {
+		eth, err := netlink.LinkByName("eth0")
+		if err != nil {
+			return err
+		}
+		neighbours, err := netlink.NeighList(eth.Attrs().Index, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list the neighbours of %s: %w", m.Name, err)
+		}
+		for _, n := range neighbours {
+			if n.State&netlink.NUD_NOARP != 0 {
+				continue
+			}
+			if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("forget the neighbour %s of %s: %w", n.IP, m.Name, err)
+			}
+		}
+		return nil
+	})
+}
+
 func (m *Machine) setPort(up bool) error {
 	return in(m.lan.ns, func() error {
 		port, err := netlink.LinkByName(m.port)

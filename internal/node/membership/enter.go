@@ -442,22 +442,39 @@ func (m *Membership) obtain(ctx context.Context, remotes []string, token identit
 		return nil, nil, "", err
 	}
 	idempotency := rand.Text()
-	var errs []error
-	for _, addr := range remotes {
-		resp, err := m.obtainFrom(ctx, addr, token, &rpc.IssueCertificateRequest{
-			CsrPem: csr, Token: strings.TrimSpace(r.Token), Hostname: m.cfg.Hostname, IdempotencyKey: idempotency,
-			Availability: string(r.Availability),
-		})
-		if err == nil {
-			return resp, keyPEM, addr, nil
+	patience := time.After(reachPatience)
+	for {
+		var errs []error
+		for _, addr := range remotes {
+			resp, err := m.obtainFrom(ctx, addr, token, &rpc.IssueCertificateRequest{
+				CsrPem: csr, Token: strings.TrimSpace(r.Token), Hostname: m.cfg.Hostname, IdempotencyKey: idempotency,
+				Availability: string(r.Availability),
+			})
+			if err == nil {
+				return resp, keyPEM, addr, nil
+			}
+			if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.DeadlineExceeded) {
+				return nil, nil, "", err // an answer
+			}
+			errs = append(errs, fmt.Errorf("could not reach manager %s: %w", addr, err))
 		}
-		if !fault.Is(err, fault.Unavailable) && !fault.Is(err, fault.DeadlineExceeded) {
-			return nil, nil, "", err // an answer
+		select {
+		case <-time.After(reachAgain):
+			continue
+		case <-patience:
+		case <-ctx.Done():
 		}
-		errs = append(errs, fmt.Errorf("could not reach manager %s: %w", addr, err))
+		return nil, nil, "", fault.As(fault.Unavailable, errors.Join(errs...))
 	}
-	return nil, nil, "", fault.As(fault.Unavailable, errors.Join(errs...))
 }
+
+// A join asks again for reachPatience, every reachAgain, when no manager can be reached: one that starts anew answers a
+// moment later, and so does one whose link-layer address this host gave up to find while its own cable was out.
+// (swarmkit's nodes ask five times, two seconds apart.)
+const (
+	reachPatience = 3 * time.Second
+	reachAgain    = 300 * time.Millisecond
+)
 
 func (m *Membership) obtainFrom(ctx context.Context, addr string, token identity.Token, req *rpc.IssueCertificateRequest) (*rpc.IssueCertificateResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, 15*time.Second)

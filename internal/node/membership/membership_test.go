@@ -385,6 +385,43 @@ func TestJoin(t *testing.T) {
 	})
 }
 
+// TestJoinAsksAgain: a manager that cannot be reached at first, as one that starts anew, is asked again.
+func TestJoinAsksAgain(t *testing.T) {
+	a, b := newHost(t, "a"), newHost(t, "b")
+	a.init()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for n := 0; ; n++ {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			if n == 0 {
+				_ = c.Close()
+				continue
+			}
+			manager, err := net.Dial("tcp", a.addr)
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			pass := func(to, from net.Conn) {
+				_, _ = io.Copy(to, from)
+				_, _ = to.Close(), from.Close()
+			}
+			go pass(c, manager)
+			go pass(manager, c)
+		}
+	}()
+	if err := b.Join(t.Context(), JoinRequest{ListenAddr: b.addr, RemoteAddrs: []string{l.Addr().String()}, Token: a.tokens().Worker}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestThreeManagersOutliveOne(t *testing.T) {
 	a, b, c, w := newHost(t, "a"), newHost(t, "b"), newHost(t, "c"), newHost(t, "w")
 	a.init()
