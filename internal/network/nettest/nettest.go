@@ -138,13 +138,24 @@ func (s *Space) Wire(name string, addr netip.Prefix, peer *Space, peerName strin
 // and echoes what else comes on a TCP connection.
 func (s *Space) Serve(port uint16) {
 	s.t.Helper()
+	s.serve("4", fmt.Sprintf("0.0.0.0:%d", port))
+}
+
+// Serve6 is Serve over IPv6.
+func (s *Space) Serve6(port uint16) {
+	s.t.Helper()
+	s.serve("6", fmt.Sprintf("[::]:%d", port))
+}
+
+func (s *Space) serve(version, addr string) {
+	s.t.Helper()
 	var l net.Listener
 	var p net.PacketConn
 	err := s.Do(func() (err error) {
-		if l, err = net.Listen("tcp4", fmt.Sprintf("0.0.0.0:%d", port)); err != nil {
+		if l, err = net.Listen("tcp"+version, addr); err != nil {
 			return err
 		}
-		p, err = net.ListenPacket("udp4", fmt.Sprintf("0.0.0.0:%d", port))
+		p, err = net.ListenPacket("udp"+version, addr)
 		return err
 	})
 	if err != nil {

@@ -2,9 +2,6 @@ package nettest
 
 import (
 	"errors"
-	"fmt"
-	"io"
-	"net"
 	"net/netip"
 
 	"github.com/vishvananda/netlink"
@@ -70,38 +67,6 @@ func (s *Space) Gateway() netip.Addr {
 		return err
 	})
 	return gw.Unmap()
-}
-
-// Serve6 is Serve over IPv6.
-func (s *Space) Serve6(port uint16) {
-	s.t.Helper()
-	var l net.Listener
-	var p net.PacketConn
-	err := s.Do(func() (err error) {
-		if l, err = net.Listen("tcp6", fmt.Sprintf("[::]:%d", port)); err != nil {
-			return err
-		}
-		p, err = net.ListenPacket("udp6", fmt.Sprintf("[::]:%d", port))
-		return err
-	})
-	if err != nil {
-		s.t.Fatalf("%s: %v", s.Name, err)
-	}
-	s.t.Cleanup(func() { _, _ = l.Close(), p.Close() })
-	go s.answer(p)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer func() { _ = c.Close() }()
-				_, _ = fmt.Fprintf(c, "%s %s\n", s.Name, host(c.RemoteAddr()))
-				_, _ = io.Copy(c, c)
-			}()
-		}
-	}()
 }
 
 // With runs f on the space's links, addresses and routes.
