@@ -45,10 +45,13 @@ func FindBinaries(ctx context.Context, dir string) (Binaries, error) {
 			errBuild = err
 			return
 		}
-		cmd := exec.CommandContext(ctx, "go", "build", "-tags", "seccomp", "-o", out+"/", "./cmd/sampand", "./cmd/sampan", "./cmd/sampan-builder", "./cmd/sampan-keeper")
-		cmd.Dir = root
+		cmd := exec.CommandContext(ctx, "go", "build", "-o", out+"/", "./cmd/sampand", "./cmd/sampan", "./cmd/sampan-builder")
+		cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 		if msg, err := cmd.CombinedOutput(); err != nil {
 			errBuild = fmt.Errorf("build the programs: %w\n%s", err, msg)
+			return
+		}
+		if errBuild = BuildKeeper(ctx, filepath.Join(out, "sampan-keeper"), ""); errBuild != nil {
 			return
 		}
 		init := exec.CommandContext(ctx, "gcc", "-static", "-Os", "-s", "-o", filepath.Join(out, "sampan-init"), "cmd/sampan-init/init.c")
@@ -60,6 +63,24 @@ func FindBinaries(ctx context.Context, dir string) (Binaries, error) {
 		built = Binaries(out)
 	})
 	return built, errBuild
+}
+
+// BuildKeeper builds the keeper at path, as make build does; version is what it calls itself, if any.
+func BuildKeeper(ctx context.Context, path, version string) error {
+	root, err := ModuleRoot()
+	if err != nil {
+		return err
+	}
+	flags := `-extldflags "-static"`
+	if version != "" {
+		flags += " -X main.version=" + version
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-tags", "seccomp osusergo netgo", "-ldflags", flags, "-o", path, "./cmd/sampan-keeper")
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=1")
+	if msg, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build sampan-keeper: %w\n%s", err, msg)
+	}
+	return nil
 }
 
 // ModuleRoot returns the folder with go.mod, seen from the working folder upward.

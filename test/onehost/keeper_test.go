@@ -19,15 +19,9 @@ import (
 // otherKeeper builds the keeper as another release would be.
 func otherKeeper(t *testing.T) string {
 	t.Helper()
-	root, err := testhost.ModuleRoot()
-	if err != nil {
-		t.Fatal(err)
-	}
 	path := filepath.Join(t.TempDir(), "sampan-keeper")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-tags", "seccomp", "-ldflags", "-X main.version=next", "-o", path, "./cmd/sampan-keeper")
-	cmd.Dir = root
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build another keeper: %v\n%s", err, out)
+	if err := testhost.BuildKeeper(t.Context(), path, "next"); err != nil {
+		t.Fatal(err)
 	}
 	return path
 }
