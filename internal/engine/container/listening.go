@@ -16,18 +16,35 @@ import (
 const (
 	youth         = 500 * time.Millisecond // so long after its start a program may still be getting ready
 	listeningPoll = 5 * time.Millisecond   // there is no event for it
+	runsToLookAt  = 3                      // their pauses double: a signal soon meets one that waits for its restart
 )
 
-// untilListening returns when a container's first process listens to sig, or is no longer young, or needs not listen.
-func (m *Manager) untilListening(ctx context.Context, c *ctr, sig syscall.Signal) {
+// lockListening takes c.mu when the container's first process listens to sig, or is no longer young, or needs not listen. A
+// restart policy may start another one between the look and the lock: that one is looked at, too.
+func (m *Manager) lockListening(ctx context.Context, c *ctr, sig syscall.Signal) {
+	for range runsToLookAt {
+		run := m.untilListening(ctx, c, sig)
+		c.mu.Lock()
+		if s := &c.rec.State; !s.Running || s.Restarting || s.StartedAt.Equal(run) {
+			return
+		}
+		c.mu.Unlock()
+	}
+	c.mu.Lock()
+}
+
+// untilListening returns when a container's first process listens to sig, or is no longer young, or needs not listen; it
+// tells that process by the start of its run.
+func (m *Manager) untilListening(ctx context.Context, c *ctr, sig syscall.Signal) (run time.Time) {
 	snap := c.snapshot()
 	s := &snap.State
+	run = s.StartedAt
 	if sig == syscall.SIGKILL || sig == syscall.SIGSTOP || !s.Running || s.Paused || s.Restarting || snap.Config.Host.PidMode != "" {
-		return
+		return run
 	}
 	left := m.youth - max(0, time.Since(s.StartedAt)) // the clock may have been set back
 	if left <= 0 {
-		return
+		return run
 	}
 	over := time.NewTimer(left)
 	defer over.Stop()
@@ -37,11 +54,12 @@ func (m *Manager) untilListening(ctx context.Context, c *ctr, sig syscall.Signal
 		select {
 		case <-poll.C:
 		case <-over.C:
-			return
+			return run
 		case <-ctx.Done():
-			return
+			return run
 		}
 	}
+	return run
 }
 
 // listens reports whether a process does anything about a signal: catches, blocks or ignores it. One that is gone, or of

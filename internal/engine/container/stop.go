@@ -97,8 +97,7 @@ func stopSignal(cfg *Config, given string) (syscall.Signal, error) {
 
 // signal sends a signal to a container's process, as something that it may go on after.
 func (m *Manager) signal(ctx context.Context, c *ctr, sig syscall.Signal) error {
-	m.untilListening(ctx, c, sig)
-	c.mu.Lock()
+	m.lockListening(ctx, c, sig)
 	defer c.mu.Unlock()
 	if !c.rec.State.Running {
 		return fault.New(fault.Conflict, "container %s is not running", c.id)
@@ -110,8 +109,7 @@ func (m *Manager) signal(ctx context.Context, c *ctr, sig syscall.Signal) error 
 // of the end of the very run that got the signal, and not of one before it: a container that ends by itself over and over
 // may do so while this waits for its turn. The caller leaves the waiter. It is nil if the container does not run.
 func (m *Manager) end(ctx context.Context, c *ctr, sig syscall.Signal) (*waiter, error) {
-	m.untilListening(ctx, c, sig)
-	c.mu.Lock()
+	m.lockListening(ctx, c, sig)
 	defer c.mu.Unlock()
 	if !c.rec.State.Running {
 		return nil, fault.New(fault.Conflict, "container %s is not running", c.id)
