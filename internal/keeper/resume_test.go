@@ -10,12 +10,14 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/keeper"
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
+	"github.com/sampan-cloud/sampan/internal/testhost"
 )
 
 // ends makes the keeper go in each of the ways in which another follows it.
@@ -121,6 +123,42 @@ func TestExecWaitsForItsClient(t *testing.T) {
 			}
 			if st := h.exit(s.ID, p.ExecID); !st.ExitUnknown {
 				mustExit(t, st, 0)
+			}
+		})
+	}
+}
+
+// An exec whose client has gone is not held up for it by the next keeper.
+func TestExecWhoseClientHasGone(t *testing.T) {
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			h := newHost(t)
+			s := h.spec("sleep")
+			h.run(s)
+			p := keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("sleep")), Attach: true}
+			st, err := h.c.Exec(h.ctx(), p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := h.attach(keeper.AttachOptions{ID: s.ID, ExecID: p.ExecID, Stdout: true})
+			readUntil(t, a, "ready\n")
+			if err := a.Close(); err != nil {
+				t.Fatal(err)
+			}
+			record := filepath.Join(h.root, "keeper", "io", s.ID, "exec", p.ExecID, "record.json")
+			bound := time.Now().Add(5 * time.Second)
+			h.eventually("the keeper has seen it go", func() bool {
+				text, err := os.ReadFile(record)
+				return err == nil && !bytes.Contains(text, []byte(`"attach"`)) || time.Now().After(bound)
+			})
+			end(h)
+			began := time.Now()
+			if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			h.exit(s.ID, p.ExecID)
+			if took := time.Since(began); took > testhost.Patient(5*time.Second) {
+				t.Errorf("its end was told after %v", took)
 			}
 		})
 	}

@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -172,40 +170,4 @@ func TestKilledBetweenChildAndReport(t *testing.T) {
 	}
 	exec.Wait()
 	h.eventually("the child is reaped", func() bool { return state(int(child)) == "" })
-}
-
-// TestExecInAFrozenGroup: a container whose control group was frozen behind the keeper's back (one that is privileged can do
-// that itself) gets no process, which would be made and not get on.
-func TestExecInAFrozenGroup(t *testing.T) {
-	h := newHost(t)
-	s := h.spec("sleep")
-	h.runReady(s)
-	group := ""
-	for _, dir := range cgroupDirs() {
-		if _, err := os.Stat(filepath.Join(dir, "cgroup.freeze")); err == nil && filepath.Base(dir) == s.ID {
-			group = dir
-		}
-	}
-	if group == "" {
-		t.Skip("there is no cgroup version 2 here")
-	}
-	freeze := func(v string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(group, "cgroup.freeze"), []byte(v), 0); err != nil {
-			t.Fatal(err)
-		}
-		h.eventually("it is frozen "+v, func() bool {
-			text, _ := os.ReadFile(filepath.Join(group, "cgroup.events"))
-			return strings.Contains(string(text), "frozen "+v)
-		})
-	}
-	freeze("1")
-	bound, cancel := context.WithTimeout(h.ctx(), 5*time.Second)
-	defer cancel()
-	_, err := h.c.Exec(bound, keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("exit", "0"))})
-	freeze("0")
-	if !fault.Is(err, fault.Conflict) {
-		t.Errorf("an exec in a frozen group: %v", err)
-	}
-	h.output(s.ID, process("pid"))
 }

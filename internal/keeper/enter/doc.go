@@ -9,8 +9,9 @@
 //
 // The process begins as the keeper's own program (enter.c, by a constructor), out of a sealed memory file, and makes
 // itself untraceable before it joins anything (CVE-2016-9962). It joins the container's namespaces by the pidfd of the
-// container's first process, and makes a child there, whose parent is the keeper. That one waits until the keeper has put
-// it into the container's control groups, closes every descriptor but its streams (CVE-2024-21626), takes the user, the
+// container's first process, and makes a child there, whose parent is the keeper. With version 2 of cgroups that one begins in
+// the container's group, and is the only process that does; with version 1 it waits until the keeper has put it into the
+// groups. It joins the container's control group namespace, closes every descriptor but its streams (CVE-2024-21626), takes the user, the
 // capabilities and the filter, makes sure that its working directory is inside, and becomes the program. Its end of the
 // socket closes with that: an end of file is the word that all went well.
 //

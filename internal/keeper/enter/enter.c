@@ -26,7 +26,7 @@
 
 #include "enter.h"
 
-enum { SOCKET = 3, PIDFD = 4 };
+enum { SOCKET = 3, PIDFD = 4, GROUP = 5 };
 
 // What can be asked for is bounded by what the kernel lets execve take: a quarter of the stack's limit, 6 MiB at the most.
 static const uint32_t most = 8u << 20;
@@ -319,6 +319,9 @@ static void __attribute__((noreturn)) become(struct process *p)
 	char go;
 	if (!read_all(SOCKET, &go, 1))
 		_exit(2); // the keeper has gone
+	if ((h->namespaces & CLONE_NEWCGROUP) && setns(PIDFD, CLONE_NEWCGROUP) != 0)
+		fail(21);
+	close(PIDFD);
 	if (setsid() < 0)
 		fail(10);
 	// Root of the user namespace, if one was joined; it changes nothing elsewhere.
@@ -345,6 +348,32 @@ static void __attribute__((noreturn)) become(struct process *p)
 	fail(15);
 }
 
+#ifndef SYS_clone3
+#define SYS_clone3 435
+#endif
+#ifndef CLONE_INTO_CGROUP
+#define CLONE_INTO_CGROUP 0x200000000ULL
+#endif
+
+// make_child forks. The child's parent is the keeper, not this process. It begins in the control group that was given, if
+// any, which for version 2 is quicker than putting it there; what it would hold of that, and what may be frozen there, is
+// the child alone.
+static long make_child(bool into_group)
+{
+	struct { // struct clone_args of <linux/sched.h>, which does not go with <sched.h>
+		uint64_t flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup;
+	} args = { 0 };
+	if (!into_group)
+		return syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	args.flags = CLONE_PARENT | CLONE_INTO_CGROUP; // the signal at its end is the one of this process
+	args.cgroup = GROUP;
+	long pid = syscall(SYS_clone3, &args, sizeof args);
+	int error = errno;
+	close(GROUP);
+	errno = error;
+	return pid;
+}
+
 static void __attribute__((constructor)) enter(int argc, char **argv, char **envp)
 {
 	(void)envp;
@@ -353,19 +382,18 @@ static void __attribute__((constructor)) enter(int argc, char **argv, char **env
 	struct process p = { 0 };
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0)
 		fail(16);
-	// Nothing of the host but the streams, the socket and the pidfd may come along.
-	if (syscall(SYS_close_range, PIDFD + 1, ~0u, 0) != 0 || fcntl(SOCKET, F_SETFD, FD_CLOEXEC) != 0)
+	// Nothing of the host but the streams, the socket, the pidfd and the control group may come along.
+	if (syscall(SYS_close_range, GROUP + 1, ~0u, 0) != 0 || fcntl(SOCKET, F_SETFD, FD_CLOEXEC) != 0)
 		fail(17);
 	if (!receive(&p)) {
 		errno = EBADMSG;
 		fail(18);
 	}
 	set_oom_score_adj(p.head.oom_score_adj);
-	if (setns(PIDFD, (int)p.head.namespaces) != 0)
+	// In the container's control group namespace this process, which is not in its groups, might make none there.
+	if (setns(PIDFD, (int)p.head.namespaces & ~CLONE_NEWCGROUP) != 0)
 		fail(19);
-	close(PIDFD);
-	// The keeper is to be its parent, not this process.
-	long pid = syscall(SYS_clone, CLONE_PARENT | SIGCHLD, 0, 0, 0, 0);
+	long pid = make_child(p.head.flags & ENTER_GROUP);
 	if (pid < 0)
 		fail(20);
 	if (pid == 0)

@@ -4,6 +4,7 @@ package enter
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -61,6 +62,9 @@ func (p *Process) message() ([]byte, error) {
 	head.keyring, head.cwd = text(p.Keyring), text(p.Cwd)
 	head.args_size, head.env_size = text(p.Args...), text(p.Env...)
 	head.size = C.uint32_t(body.Len())
+	if p.Groups != nil {
+		head.flags |= C.ENTER_GROUP
+	}
 	if p.NoNewPrivs {
 		head.flags |= C.ENTER_NO_NEW_PRIVS
 	}
@@ -72,8 +76,8 @@ func (p *Process) message() ([]byte, error) {
 }
 
 var (
-	// ErrHeldUp tells that the process did not come to be the program in time, as it was stopped or frozen. It would be no
-	// better by libcontainer.
+	// ErrHeldUp tells that the process did not come to be the program while the caller waited, as it was stopped or frozen.
+	// It would be no better by libcontainer.
 	ErrHeldUp = errors.New("a process that is put into the container does not get on: it is stopped or frozen")
 	// ErrStray tells that the process that makes the child was killed, perhaps when it had done so: that one ends, and is
 	// the caller's to be found and reaped.
@@ -82,15 +86,15 @@ var (
 	errUnsealed = errors.New("this program does not run from a sealed copy: a container could write to it (CVE-2019-5736)")
 )
 
-// limit is how long a process may take to become the program.
-var limit = 30 * time.Second
-
 var sealed = sync.OnceValue(exeseal.IsSelfExeCloned)
 
 // Start starts the process and returns its ID when it has become the user's program. It is the caller's child, to be waited
-// for by it. After an error nothing is left of it (but for ErrStray), and the same may be tried by libcontainer, which tells
-// why it cannot be (but for ErrHeldUp).
-func Start(p *Process) (pid int, err error) {
+// for by it. After an error nothing is left of it (but for ErrStray and ErrNotEnded), and the same may be tried by
+// libcontainer, which tells why it cannot be (but for ErrHeldUp). When ctx ends, so does the start.
+//
+// What this makes of its own program is not in the container's control groups: made in one that is frozen, a process does
+// not come to its first instruction, and with it, as Go makes it by vfork and under a lock, all who want to make one.
+func Start(ctx context.Context, p *Process) (pid int, err error) {
 	if !sealed() {
 		return 0, errUnsealed
 	}
@@ -111,7 +115,7 @@ func Start(p *Process) (pid int, err error) {
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = p.Stdin, p.Stdout, p.Stderr
 	cmd.ExtraFiles = []*os.File{theirs, p.Init}
 	if p.Groups != nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(p.Groups.Fd())}
+		cmd.ExtraFiles = append(cmd.ExtraFiles, p.Groups)
 	}
 	err = cmd.Start()
 	_ = theirs.Close()
@@ -119,18 +123,19 @@ func Start(p *Process) (pid int, err error) {
 		return 0, fmt.Errorf("starting a process: %w", err)
 	}
 	_ = failpoint.Hit("keeper.enter.started")
-	began := time.Now()
-	bound := time.AfterFunc(limit, func() { _ = cmd.Process.Kill() })
-	_ = ours.SetDeadline(began.Add(limit))
+	stop := context.AfterFunc(ctx, func() {
+		_ = cmd.Process.Kill()
+		_ = ours.SetDeadline(time.Unix(1, 0))
+	})
+	defer stop()
 	_, werr := ours.Write(request)
 	waited := cmd.Wait()
-	bound.Stop()
 	// It has ended: what it did not report by now it never will, though the child, if it made one, holds the socket open.
 	if pid, err = report(ours, unix.MSG_DONTWAIT); err != nil {
 		switch {
 		case errors.As(err, new(*failure)): // it told that there is no child
-		case time.Since(began) >= limit:
-			err = fmt.Errorf("%w (%w)", ErrHeldUp, err)
+		case ctx.Err() != nil:
+			err = fmt.Errorf("%w (%w, %w)", ErrHeldUp, err, ErrStray)
 		default:
 			err = fmt.Errorf("%w (%w)", err, ErrStray)
 		}
@@ -138,7 +143,7 @@ func Start(p *Process) (pid int, err error) {
 	}
 	// From here on there is a child that waits for a byte, and ends without it.
 	if err := p.follow(ours, pid); err != nil {
-		return 0, errors.Join(err, end(pid))
+		return 0, errors.Join(err, End(pid))
 	}
 	return pid, nil
 }
@@ -207,16 +212,4 @@ func report(socket *os.File, flags int) (pid int, err error) {
 		return value, nil
 	}
 	return 0, fmt.Errorf("a malformed report: %d, %d", step, value)
-}
-
-// end kills and reaps a child.
-func end(pid int) error {
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		return os.NewSyscallError("kill", err)
-	}
-	for {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			return os.NewSyscallError("wait4", err)
-		}
-	}
 }

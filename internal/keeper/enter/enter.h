@@ -14,7 +14,7 @@ struct request {
 };
 
 #define ENTER_MAGIC 0x53616d65u
-enum { ENTER_NO_NEW_PRIVS = 1, ENTER_UMASK = 2, ENTER_HOME = 4 };
+enum { ENTER_NO_NEW_PRIVS = 1, ENTER_UMASK = 2, ENTER_HOME = 4, ENTER_GROUP = 8 };
 
 // report is what the process answers: first its ID, then nothing, or the step that failed with its error number.
 struct report {

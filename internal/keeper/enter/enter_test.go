@@ -15,7 +15,7 @@ import (
 
 // A program that a container could write to is not put into one: this test's is a file on disk.
 func TestOnlyASealedProgramEnters(t *testing.T) {
-	if _, err := Start(&Process{Args: []string{"/none"}, Cwd: "/"}); !errors.Is(err, errUnsealed) {
+	if _, err := Start(t.Context(), &Process{Args: []string{"/none"}, Cwd: "/"}); !errors.Is(err, errUnsealed) {
 		t.Errorf("it was started from a file that can be written to: %v", err)
 	}
 }
@@ -68,7 +68,7 @@ func TestAChildThatIsStopped(t *testing.T) {
 	if err := p.follow(ours, cmd.Process.Pid); !errors.Is(err, ErrHeldUp) {
 		t.Errorf("it went on: %v", err)
 	}
-	if err := end(cmd.Process.Pid); err != nil {
+	if err := End(cmd.Process.Pid); err != nil {
 		t.Error(err)
 	}
 }

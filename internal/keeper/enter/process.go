@@ -6,7 +6,7 @@ import "os"
 type Process struct {
 	Init       *os.File // pidfd of the container's first process; stays the caller's
 	Namespaces int      // CLONE_NEW… flags of those to join: all that the container has of its own or shares with another
-	Groups     *os.File // folder of a control group of version 2 that the process is made in; nil: Place puts it into its groups
+	Groups     *os.File // folder of a control group of version 2 that the process begins in; nil: Place puts it into its groups
 
 	Args         []string
 	Env          []string // NAME=VALUE each, no name twice; HOME is added from the container's /etc/passwd if it is missing

@@ -2,7 +2,10 @@
 
 package enter
 
-import "errors"
+import (
+	"context"
+	"errors"
+)
 
 // ErrHeldUp and ErrStray are what Start may tell in a program built with C.
 var (
@@ -11,6 +14,6 @@ var (
 )
 
 // Start fails in a program built without C.
-func Start(*Process) (pid int, err error) {
+func Start(context.Context, *Process) (pid int, err error) {
 	return 0, errors.New("this program was built without what enters containers")
 }

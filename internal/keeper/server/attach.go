@@ -3,6 +3,8 @@ package server
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
+	"os"
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -39,6 +41,20 @@ func (s *Server) attach(conn *wire.Conn, m wire.Message) {
 	}()
 	s.takeInput(conn, p, opts.Stdin)
 	sub.end("the client has gone")
+	p.expectNobody()
+}
+
+// expectNobody notes that a client has come and gone: the next keeper is not to wait for one.
+func (p *proc) expectNobody() {
+	p.mu.Lock()
+	stale := p.rec.Attach && p.rec.Status.State != keeper.Exited && p.rec.Final == nil
+	p.mu.Unlock()
+	if !stale {
+		return
+	}
+	if err := p.change(func(r *record) { r.Attach = false }); err != nil && !errors.Is(err, os.ErrNotExist) {
+		p.log.Error("cannot write a record", "err", err)
+	}
 }
 
 // sendOutput writes what is queued until the end; it reports whether the client has got everything.

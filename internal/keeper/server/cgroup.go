@@ -78,13 +78,3 @@ func processTrees(mountinfo string) ([]string, error) {
 	}
 	return out, lines.Err()
 }
-
-// frozen tells whether the processes of a control group of version 2 stand still. One that is made in such a group does so
-// before its first instruction, and with it, as it was made by vfork, all in this program who want to make one.
-func frozen(group string) bool {
-	if group == "" {
-		return false
-	}
-	text, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
-	return err == nil && strings.Contains(string(text), "frozen 1\n")
-}

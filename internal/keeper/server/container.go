@@ -34,6 +34,8 @@ const execMemory = 5 * time.Minute
 type container struct {
 	*proc
 	op sync.Mutex // one operation at a time: start, pause, resume, update, delete
+	// entering is shut while the container is being paused: what is put into it then would be held up until it is thawed.
+	entering gate
 
 	mu       sync.Mutex
 	lc       *libcontainer.Container
@@ -142,7 +144,7 @@ func (s *Server) launch(p *proc, config *configs.Config, u *undo.Stack, begin be
 	}
 	_ = failpoint.Hit("keeper.launch.runs")
 	// It is our child and not waited for: the ID is its, whatever becomes of it.
-	u.Add(func() error { killAndReap(pid); return nil })
+	u.Add(func() error { return enter.End(pid) })
 	if p.pidfd, err = openPIDFD(pid); err != nil {
 		return err
 	}
@@ -254,12 +256,14 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 	if err != nil {
 		return keeper.Status{}, err
 	}
+	c.entering.begin()
+	defer c.entering.done()
 	switch st := c.status(); {
 	case st.State != keeper.Running:
 		return keeper.Status{}, notRunning(st)
 	case st.Paused:
 		return keeper.Status{}, fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", req.Container)
-	case frozen(c.rec.Cgroups[""]):
+	case frozen(c.rec.Cgroups):
 		return keeper.Status{}, fault.New(fault.Conflict, "the processes of container %s are frozen, by itself or by who has its cgroup: thaw them before exec", req.Container)
 	}
 	end := s.beginStart()
@@ -284,8 +288,14 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 	if err != nil {
 		return keeper.Status{}, err
 	}
+	if err := failpoint.Hit("keeper.exec.checked"); err != nil {
+		return keeper.Status{}, err
+	}
+	ctx, over := s.boundStart(c)
+	defer over()
 	config := lc.Config()
-	if err := s.launch(p, &config, u, s.byEntering(c, process, &config, s.byInit(lc, process))); err != nil {
+	byInit := s.bounded(ctx, c, &config, s.byInit(lc, process))
+	if err := s.launch(p, &config, u, s.byEntering(ctx, c, process, &config, byInit)); err != nil {
 		return keeper.Status{}, startError(err)
 	}
 	if err := p.change(func(*record) {}); err != nil {
@@ -421,12 +431,18 @@ func (s *Server) pause(id string) error {
 	if err != nil {
 		return err
 	}
-	if err := lc.Pause(); errors.Is(err, libcontainer.ErrNotRunning) {
-		return notRunning(c.status()) // it has ended just now
-	} else if err != nil {
-		return fmt.Errorf("pausing container %s: %w", id, err)
+	freeze := func() error {
+		if err := lc.Pause(); errors.Is(err, libcontainer.ErrNotRunning) {
+			return notRunning(c.status()) // it has ended just now
+		} else if err != nil {
+			return fmt.Errorf("pausing container %s: %w", id, err)
+		}
+		return c.change(func(r *record) { r.Status.Paused = r.Status.State == keeper.Running })
 	}
-	return c.change(func(r *record) { r.Status.Paused = r.Status.State == keeper.Running })
+	if !c.entering.tryAlone(patience, func() { err = freeze() }) {
+		err = freeze() // the container holds up what comes into it; that is given up once it is frozen
+	}
+	return err
 }
 
 // resume thaws a container.

@@ -1,12 +1,15 @@
 package server
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/cgroups"
@@ -14,24 +17,23 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"golang.org/x/sys/unix"
 
-	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper/enter"
 )
 
 // byEntering begins a process in a container that runs the short way, and by otherwise where it cannot or where that fails.
-func (s *Server) byEntering(c *container, process *libcontainer.Process, config *configs.Config, otherwise beginner) beginner {
+func (s *Server) byEntering(ctx context.Context, c *container, process *libcontainer.Process, config *configs.Config, otherwise beginner) beginner {
 	return func(ends processEnds, socket *consoleSocket) (int, error) {
 		if socket == nil && plain(process, config) {
-			pid, err := s.enter(c, process, config, ends)
+			pid, err := s.enter(ctx, c, process, config, ends)
 			if err == nil {
 				return pid, nil
 			}
-			if errors.Is(err, enter.ErrHeldUp) {
-				return 0, fault.New(fault.DeadlineExceeded, "container %s: %w", c.rec.ID, err)
-			}
 			if errors.Is(err, enter.ErrStray) {
 				go s.reapStrays()
+			}
+			if errors.Is(err, enter.ErrHeldUp) {
+				return 0, heldUp(ctx, c, err)
 			}
 			s.log.Debug("a process is started by libcontainer's init", "container", c.rec.ID, "err", err)
 		}
@@ -51,7 +53,7 @@ func plain(process *libcontainer.Process, config *configs.Config) bool {
 var errNoGroups = errors.New("the container's control groups are not known")
 
 // enter starts a process by package enter.
-func (s *Server) enter(c *container, process *libcontainer.Process, config *configs.Config, ends processEnds) (int, error) {
+func (s *Server) enter(ctx context.Context, c *container, process *libcontainer.Process, config *configs.Config, ends processEnds) (int, error) {
 	if err := failpoint.Hit("keeper.exec.enter"); err != nil {
 		return 0, err
 	}
@@ -107,7 +109,7 @@ func (s *Server) enter(c *container, process *libcontainer.Process, config *conf
 		limits = process.Rlimits
 	}
 	p.Place = func(pid int) error { return place(pid, groups, limits) }
-	return enter.Start(p)
+	return enter.Start(ctx, p)
 }
 
 // filterOf is the seccomp filter that the container's processes have. While it is not known it is learned.
@@ -154,15 +156,23 @@ func place(pid int, groups map[string]string, limits []configs.Rlimit) error {
 			return err
 		}
 	}
-	var all unix.CPUSet
-	all.Fill()
-	if err := unix.SchedSetaffinity(pid, &all); err != nil {
-		return os.NewSyscallError("sched_setaffinity", err)
+	if err := runAnywhere(pid); err != nil {
+		return err
 	}
 	for _, l := range limits {
 		if err := unix.Prlimit(pid, l.Type, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
 			return fmt.Errorf("limit %d: %w", l.Type, err)
 		}
+	}
+	return nil
+}
+
+// everyProcessor is a mask of more processors than a kernel can be built for; it takes no notice of those that it has not.
+var everyProcessor = bytes.Repeat([]byte{0xff}, 64<<10/8)
+
+func runAnywhere(pid int) error {
+	if _, _, errno := unix.RawSyscall(unix.SYS_SCHED_SETAFFINITY, uintptr(pid), uintptr(len(everyProcessor)), uintptr(unsafe.Pointer(&everyProcessor[0]))); errno != 0 {
+		return os.NewSyscallError("sched_setaffinity", errno)
 	}
 	return nil
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"testing"
 
 	"github.com/opencontainers/runc/libcontainer"
@@ -39,8 +40,38 @@ func TestNoProcessOutsideItsGroups(t *testing.T) {
 	defer pidfd.Close()
 	c := &container{proc: &proc{pidfd: pidfd, rec: record{ID: "c"}}}
 	score := 0
-	_, err = (&Server{}).enter(c, &libcontainer.Process{Args: []string{"/none"}, Cwd: "/", Capabilities: &configs.Capabilities{}}, &configs.Config{OomScoreAdj: &score}, processEnds{})
+	_, err = (&Server{}).enter(t.Context(), c, &libcontainer.Process{Args: []string{"/none"}, Cwd: "/", Capabilities: &configs.Capabilities{}}, &configs.Config{OomScoreAdj: &score}, processEnds{})
 	if !errors.Is(err, errNoGroups) {
 		t.Errorf("it is started in none: %v", err)
+	}
+}
+
+// A process may run on every processor, however many a kernel was built for (8,192 on x86).
+func TestAProcessRunsAnywhere(t *testing.T) {
+	if n := 8 * len(everyProcessor); n < 8192 {
+		t.Errorf("the mask is of %d processors", n)
+	}
+	cmd := exec.Command("sleep", "1000")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = cmd.Process.Kill(), cmd.Wait() }()
+	var all, one, now unix.CPUSet
+	if err := unix.SchedGetaffinity(cmd.Process.Pid, &all); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if all.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	if err := unix.SchedSetaffinity(cmd.Process.Pid, &one); err != nil {
+		t.Fatal(err)
+	}
+	if err := runAnywhere(cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SchedGetaffinity(cmd.Process.Pid, &now); err != nil || now != all {
+		t.Errorf("it may run on %v, want %v (%v)", now, all, err)
 	}
 }

@@ -18,7 +18,7 @@ type record struct {
 	OpenStdin   bool           `json:"openStdin,omitempty"`
 	StdinOnce   bool           `json:"stdinOnce,omitempty"`
 	StdinClosed bool           `json:"stdinClosed,omitempty"`
-	Attach      bool           `json:"attach,omitempty"` // an exec that somebody attaches to
+	Attach      bool           `json:"attach,omitempty"` // an exec that somebody attaches to, and has not left yet
 	Log         keeper.LogSpec `json:"log,omitzero"`
 	SharedPIDs  bool           `json:"sharedPIDs,omitempty"` // its PID namespace is not its own: its processes do not go with its first one
 	Ticks       uint64         `json:"ticks,omitempty"`      // when the process was started, tells it from a later one with its ID

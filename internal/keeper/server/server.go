@@ -81,8 +81,10 @@ type Server struct {
 // program is about this run of the program and the one that may replace it in this process.
 type program struct {
 	instance string // tells it from others
-	// replacing is held for writing while the program is replaced: nothing is being made or ended then.
-	replacing sync.RWMutex
+	// requests is shut while the program is replaced: nothing is being made or ended then.
+	requests gate
+	// hurry ends starts of processes that are held up by their container.
+	hurry hurry
 	// taking is held for reading while something is only in this program's memory, for writing while it is replaced.
 	taking sync.RWMutex
 }
@@ -115,6 +117,9 @@ func Run(ctx context.Context, cfg Config) error {
 	defer s.lock.Close()
 	stop := context.AfterFunc(ctx, func() { _ = s.listener.Close() })
 	defer stop()
+	if cfg.ResumeFD >= 0 {
+		go s.reapStrays() // of the program before
+	}
 	s.log.Info("ready", "pid", os.Getpid(), "containers", len(s.containers))
 	for {
 		c, err := s.listener.AcceptUnix()
@@ -287,8 +292,8 @@ func (s *Server) answer(conn *wire.Conn, m wire.Message) {
 		s.respond(conn, m.ID, nil, s.upgrade(m.Body))
 		return
 	}
-	s.program.replacing.RLock()
-	defer s.program.replacing.RUnlock()
+	s.program.requests.begin()
+	defer s.program.requests.done()
 	var out any
 	err := s.notReplaced(conn, m.Op)
 	if err == nil {

@@ -5,11 +5,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/sampan-cloud/sampan/internal/keeper/enter"
 )
 
 // starts keeps apart the making of processes and the search for strays.
@@ -20,75 +19,19 @@ import (
 // container's exit would never be seen.
 //
 // So nothing is started during the search, and the search waits until nothing is being started. But a container can hold a
-// start up for as long as it likes (it stops each process that it gets): others then go on, and the search is tried again.
+// start up for a while (it stops each process that it gets): others then go on, and the search is tried again.
 type starts struct {
+	gate
 	queued atomic.Bool // a search is to begin; it will find what is left until then
-	search sync.Mutex  // one at a time
-
-	mu        sync.Mutex
-	running   int
-	idle      chan struct{} // closed when nothing is being started any more; nil if nobody waits for that
-	searching chan struct{} // closed when things may be started again; nil if they may
 }
 
 // patience is how long starts are kept waiting for one that goes on before a search.
 const patience = time.Second
 
-// begin waits for a search to be over; done is to follow.
-func (st *starts) begin() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	for st.searching != nil {
-		over := st.searching
-		st.mu.Unlock()
-		<-over
-		st.mu.Lock()
-	}
-	st.running++
-}
-
-func (st *starts) done() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	if st.running--; st.running == 0 && st.idle != nil {
-		close(st.idle)
-		st.idle = nil
-	}
-}
-
 // alone calls f when nothing is being started.
 func (st *starts) alone(f func()) {
-	st.search.Lock()
-	defer st.search.Unlock()
-	for !st.tryAlone(f) {
+	for !st.tryAlone(patience, f) {
 		time.Sleep(5 * patience)
-	}
-}
-
-func (st *starts) tryAlone(f func()) bool {
-	idle, over := make(chan struct{}), make(chan struct{})
-	st.mu.Lock()
-	st.searching = over
-	if st.running == 0 {
-		close(idle)
-	} else {
-		st.idle = idle
-	}
-	st.mu.Unlock()
-	defer func() {
-		st.mu.Lock()
-		defer st.mu.Unlock()
-		st.idle, st.searching = nil, nil
-		close(over)
-	}()
-	bound := time.NewTimer(patience)
-	defer bound.Stop()
-	select {
-	case <-idle:
-		f()
-		return true
-	case <-bound.C:
-		return false
 	}
 }
 
@@ -120,7 +63,7 @@ func (s *Server) reapStrays() {
 				continue
 			}
 			s.log.Warn("a start that broke off left a process; it is ended", "pid", pid)
-			killAndReap(pid)
+			enter.End(pid)
 		}
 	})
 }
@@ -141,13 +84,4 @@ func children() []int {
 		}
 	}
 	return pids
-}
-
-func killAndReap(pid int) {
-	_ = unix.Kill(pid, unix.SIGKILL)
-	for {
-		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
-			return
-		}
-	}
 }

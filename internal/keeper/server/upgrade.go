@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+	"time"
 
 	"github.com/opencontainers/runc/libcontainer/exeseal"
 	"golang.org/x/sys/unix"
@@ -30,6 +31,13 @@ type resumeProcess struct {
 	Attached int   `json:"attached,omitempty"`
 }
 
+const (
+	// hurryAfter is how long what is under way is waited for before starts that a container holds up are given up.
+	hurryAfter = 2 * time.Second
+	// replaceLimit is how long all of it is waited for: requests that come meanwhile wait as long.
+	replaceLimit = 20 * time.Second
+)
+
 // upgrade replaces the running program by another one, in this process: the containers stay its children, and what they
 // print waits in their pipes meanwhile. It returns only when it fails, with nothing changed.
 func (s *Server) upgrade(body json.RawMessage) error {
@@ -40,8 +48,17 @@ func (s *Server) upgrade(body json.RawMessage) error {
 	if err := unix.Access(req.Binary, unix.X_OK); err != nil {
 		return fault.New(fault.InvalidArgument, "cannot upgrade to %q: %w", req.Binary, err)
 	}
-	s.program.replacing.Lock()
-	defer s.program.replacing.Unlock()
+	hasten := time.AfterFunc(hurryAfter, func() { s.program.hurry.up(errReplacing) })
+	defer hasten.Stop()
+	var err error
+	if !s.program.requests.tryAlone(replaceLimit, func() { err = s.become(req.Binary) }) {
+		return fault.New(fault.Unavailable, "the keeper cannot become %s now: something that it was asked for has not come to its end for %v", req.Binary, replaceLimit)
+	}
+	return err
+}
+
+// become is upgrade while nothing else is under way.
+func (s *Server) become(binary string) error {
 	var inherit []int
 	defer func() { wire.CloseFDs(inherit) }()
 	keep := func(fd int) (int, error) {
@@ -87,12 +104,12 @@ func (s *Server) upgrade(body json.RawMessage) error {
 	if n, err := unix.Pwrite(fd, text, 0); err != nil || n != len(text) {
 		return fmt.Errorf("leaving the state: %w", err)
 	}
-	s.log.Info("replacing the program", "binary", req.Binary)
+	s.log.Info("replacing the program", "binary", binary)
 	s.program.taking.Lock()
 	defer s.program.taking.Unlock()
 	args := append(slices.Clone(s.cfg.Args), "--resume-fd", strconv.Itoa(fd))
-	err = syscall.Exec(req.Binary, args, os.Environ())
-	return fault.New(fault.FailedPrecondition, "cannot run %s: %w", req.Binary, err)
+	err = syscall.Exec(binary, args, os.Environ())
+	return fault.New(fault.FailedPrecondition, "cannot run %s: %w", binary, err)
 }
 
 // readResume reads what the program before left.
