@@ -91,7 +91,7 @@ func boot(t *testing.T, k kernel, programs map[string]string, suites []suite) {
 	commands.WriteString("echo VM-SUITE doctor; sampan doctor || failed=1\n")
 	bound := 2 * time.Minute
 	for _, s := range suites {
-		fmt.Fprintf(&commands, "echo VM-SUITE %s; mkdir -p /work; cd /work; SAMPAN_BIN=/usr/local/bin SAMPAN_PROBE=/tests/probe SAMPAN_PATIENCE=10 /tests/%s.test -test.v -test.run '%s' -test.parallel 1 -test.timeout %s || failed=1\n",
+		fmt.Fprintf(&commands, "echo VM-SUITE %s; mkdir -p /work; cd /work; SAMPAN_BIN=/usr/local/bin SAMPAN_PROBE=/tests/probe SAMPAN_TOOL=/tests/tool SAMPAN_PATIENCE=10 /tests/%s.test -test.v -test.run '%s' -test.parallel 1 -test.timeout %s || failed=1\n",
 			s.program, s.program, s.pattern, s.bound)
 		bound += s.bound
 	}
@@ -116,6 +116,7 @@ func suitesOf(text string) ([]suite, error) {
 		return []suite{
 			{program: "onehost", pattern: "TestRun$|TestLifeCycle|TestLimits|TestCgroup|TestOutOfMemory|TestPids|TestDeviceRules|TestPause|TestBlockIO|TestPrivileged|" +
 				"TestUserNS|TestNetworks$|TestPublishedUDP|TestDaemonGone|TestKeeperGone|TestReboot", bound: time.Hour},
+			{program: "keeper", pattern: "TestExec|TestFrozen|TestPaused|TestUpgradeBeside|TestKilledWhile|TestKilledBetween|TestDeletedWhile", bound: 30 * time.Minute},
 			{program: "cluster", pattern: "TestTwoHosts", bound: 20 * time.Minute},
 		}, nil
 	}
