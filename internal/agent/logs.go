@@ -39,7 +39,7 @@ func (a *Agent) publishLogs(ctx context.Context, link Link, r *rpc.LogRequest) e
 	if err != nil {
 		return err
 	}
-	if err := stream.Send(&rpc.LogFrame{RequestId: r.GetId()}); err != nil {
+	if err := stream.Send(&rpc.LogFrame{RequestId: r.GetId(), Time: time.Now().UnixNano()}); err != nil {
 		return err
 	}
 	var mu sync.Mutex // a stream takes one frame at a time

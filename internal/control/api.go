@@ -2,8 +2,6 @@ package control
 
 import (
 	"context"
-	"errors"
-	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -316,44 +314,6 @@ func publicTask(t *cloud.Task) *cloud.Task {
 	c := *t
 	c.Spec.Container.PullAuth = ""
 	return &c
-}
-
-// Logs streams the logs of tasks wherever they run, until ctx ends or, without Follow, all are read.
-func (a *API) Logs(ctx context.Context, taskIDs []string, o LogOptions, emit func(TaskLog) error) error {
-	r := &rpc.LogRequest{
-		TaskIds: taskIDs, ServiceIds: o.Services, Follow: o.Follow, Stdout: o.Stdout, Stderr: o.Stderr, Tail: int64(o.Tail),
-		Since: nanos(o.Since), Until: nanos(o.Until),
-	}
-	take := func(f *rpc.LogFrame) error {
-		return emit(TaskLog{TaskID: f.GetTaskId(), NodeID: f.GetNodeId(), Stderr: f.GetStderr(), Time: time.Unix(0, f.GetTime()).UTC(),
-			Line: f.GetLine(), Attrs: f.GetAttrs()})
-	}
-	if a.cfg.Local != nil && a.cfg.Local.Leads() {
-		return a.cfg.Local.Subscribe(ctx, r, take)
-	}
-	if a.cfg.Leader == nil {
-		return rpc.NotLeader("")
-	}
-	c, err := a.cfg.Leader(ctx)
-	if err != nil {
-		return err
-	}
-	stream, err := c.SubscribeLogs(ctx, r)
-	if err != nil {
-		return rpc.FromStatus(err)
-	}
-	for {
-		f, err := stream.Recv()
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return rpc.FromStatus(err)
-		}
-		if err := take(f); err != nil {
-			return err
-		}
-	}
 }
 
 func nanos(t time.Time) int64 {

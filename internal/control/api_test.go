@@ -2,9 +2,12 @@ package control_test
 
 import (
 	"context"
+	"maps"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -386,6 +389,66 @@ func TestLogsComeFromWhereverTasksRun(t *testing.T) {
 		err := s.api.Logs(t.Context(), ids, control.LogOptions{Stdout: true, Tail: -1}, func(control.TaskLog) error { return nil })
 		wantError(t, err, fault.Unavailable, "warning: incomplete log stream. some logs could not be retrieved for the following reasons: node node3 is not available")
 	})
+}
+
+// TestFollowedLogsOutliveSessions: who follows a service's logs is given all that a task prints, once, though its node is cut
+// off for a moment, and then restarts it while no manager can be reached.
+func TestFollowedLogsOutliveSessions(t *testing.T) {
+	for _, tail := range []int{-1, 0} {
+		run(t, 3, 2, func(t *testing.T, s *sim) {
+			s.create(webSpec("web", "web:1", 3))
+			s.eventually("three run", s.settled("web", 3))
+			ctx, cancel := context.WithCancel(t.Context())
+			var mu sync.Mutex
+			got := map[string]int{}
+			done := make(chan struct{})
+			h := s.hosts["node3"]
+			go func() {
+				defer close(done)
+				_ = s.api.Logs(ctx, nil, control.LogOptions{Stdout: true, Follow: true, Tail: tail, Services: []string{s.service("web").ID}}, func(l control.TaskLog) error {
+					mu.Lock()
+					defer mu.Unlock()
+					if l.NodeID == h.name {
+						got[strings.TrimSpace(string(l.Line))]++
+					}
+					return nil
+				})
+			}()
+			task := h.runningTasks()[0]
+			print := func(line string) {
+				h.print(task, line)
+				h.print(task, line) // in the same instant
+				s.pass(100 * time.Millisecond)
+			}
+			s.pass(time.Second)
+			print("at first")
+			h.setCut(true)
+			print("cut off")
+			s.pass(2500 * time.Millisecond)
+			h.setCut(false)
+			s.pass(5 * time.Second)
+			print("back")
+			s.elect(-1)
+			print("without a leader")
+			s.pass(4 * time.Second)
+			h.kill(task, 1)
+			s.within(20*time.Second, "its node restarts it", func() bool { return slices.Contains(h.runningTasks(), task) })
+			print("restarted")
+			s.elect(1)
+			s.pass(10 * time.Second)
+			print("late")
+			s.pass(5 * time.Second)
+			cancel()
+			<-done
+			want := map[string]int{"at first": 2, "cut off": 2, "back": 2, "without a leader": 2, "started web:1 run 2": 1, "restarted": 2, "late": 2}
+			if tail != 0 {
+				want["started web:1 run 1"] = 1
+			}
+			if !maps.Equal(got, want) {
+				t.Errorf("tail %d: %v, want %v\n%s", tail, got, want, s.describe())
+			}
+		})
+	}
 }
 
 func TestEvents(t *testing.T) {

@@ -48,7 +48,7 @@ type fakeContainer struct {
 	state     container.State
 	exit      chan struct{} // closed at the end of this run
 	runs      int
-	lines     []string
+	lines     []container.LogLine
 	moreLines chan struct{}
 }
 
@@ -223,7 +223,7 @@ func (e engine) Start(_ context.Context, id string) error {
 	c.runs++
 	c.exit = make(chan struct{})
 	c.state = container.State{Running: true, Status: container.StatusRunning, PID: 1000 + e.h.made, StartedAt: time.Now()}
-	c.lines = append(c.lines, fmt.Sprintf("started %s run %d\n", c.cfg.Image, c.runs))
+	c.print(fmt.Sprintf("started %s run %d", c.cfg.Image, c.runs))
 	img := c.cfg.Image
 	if img == "sick:1" || img == "slow:1" {
 		c.state.Health = &container.HealthState{Status: "starting"}
@@ -330,7 +330,11 @@ func (e engine) Logs(_ context.Context, id string, o container.LogOptions) (cont
 	if c == nil {
 		return nil, fault.New(fault.NotFound, "No such container: %s", id)
 	}
-	return &logReader{h: e.h, c: c, follow: o.Follow}, nil
+	r := &logReader{h: e.h, c: c, follow: o.Follow, since: o.Since}
+	if o.Tail >= 0 {
+		r.at = max(0, len(c.lines)-o.Tail)
+	}
+	return r, nil
 }
 
 type logReader struct {
@@ -338,6 +342,7 @@ type logReader struct {
 	c      *fakeContainer
 	at     int
 	follow bool
+	since  time.Time
 }
 
 func (r *logReader) Close() error { return nil }
@@ -349,7 +354,10 @@ func (r *logReader) Next(ctx context.Context) (container.LogLine, error) {
 			line := r.c.lines[r.at]
 			r.at++
 			r.h.mu.Unlock()
-			return container.LogLine{Stream: container.Stdout, Time: time.Now(), Line: []byte(line)}, nil
+			if line.Time.Before(r.since) {
+				continue
+			}
+			return line, nil
 		}
 		more, running := r.c.moreLines, r.c.state.Running
 		r.h.mu.Unlock()
@@ -369,7 +377,12 @@ func (h *host) print(task, line string) {
 	c := h.containerOf(task)
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c.lines = append(c.lines, line+"\n")
+	c.print(line)
+}
+
+// print adds a line to the container's log. Called with the host's mu held.
+func (c *fakeContainer) print(line string) {
+	c.lines = append(c.lines, container.LogLine{Stream: container.Stdout, Time: time.Now(), Line: []byte(line + "\n")})
 	close(c.moreLines)
 	c.moreLines = make(chan struct{})
 }

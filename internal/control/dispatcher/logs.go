@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -27,20 +28,31 @@ type logBroker struct {
 type logPart struct {
 	id     string
 	node   string
+	tasks  []string
 	sub    *logSubscription
 	opened bool
+	began  int64 // when the node began to read, by its own clock; Unix nanoseconds, 0 if it did not
 }
 
 type logSubscription struct {
 	ctx    context.Context
 	frames chan *rpc.LogFrame
-	ended  chan string // why a part ended, "" for well; one per part
+	ended  chan logEnd // one per part
 }
+
+// logEnd is the end of a part.
+type logEnd struct {
+	part *logPart
+	why  string // "" for well
+}
+
+// askAgainAfter is the pause before a node is asked again for what it did not read to its end.
+const askAgainAfter = time.Second
 
 func newLogBroker() *logBroker { return &logBroker{parts: map[string]*logPart{}} }
 
-func (b *logBroker) add(node string, sub *logSubscription) *logPart {
-	p := &logPart{id: cloud.NewID(), node: node, sub: sub}
+func (b *logBroker) add(node string, tasks []string, sub *logSubscription) *logPart {
+	p := &logPart{id: cloud.NewID(), node: node, tasks: tasks, sub: sub}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.parts[p.id] = p
@@ -57,7 +69,7 @@ func (b *logBroker) end(p *logPart, why string) {
 		return
 	}
 	select {
-	case p.sub.ended <- why:
+	case p.sub.ended <- logEnd{p, why}:
 	case <-p.sub.ctx.Done():
 	}
 }
@@ -119,7 +131,7 @@ func (d *Dispatcher) PublishLogs(stream rpc.Dispatcher_PublishLogsServer) error 
 			if p, err = t.logs.open(f.GetRequestId(), node); err != nil {
 				return err
 			}
-			if f.GetTaskId() == "" {
+			if p.began = f.GetTime(); f.GetTaskId() == "" {
 				continue // it only says that it is here
 			}
 		}
@@ -141,7 +153,8 @@ func (d *Dispatcher) SubscribeLogs(r *rpc.LogRequest, stream rpc.Dispatcher_Subs
 func (d *Dispatcher) Leads() bool { return d.term.Load() != nil }
 
 // Subscribe reads the logs of tasks from the nodes that have them, in the order in which they come, until all are read,
-// or with Follow until ctx ends. Logs that cannot be had are told in the error at the end.
+// or with Follow until ctx ends. Logs that cannot be had are told in the error at the end. Who follows a service's logs gets
+// those of a node that was away when it is back.
 func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func(*rpc.LogFrame) error) error {
 	t, err := d.current()
 	if err != nil {
@@ -152,8 +165,12 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 	stop := context.AfterFunc(t.ctx, cancel)
 	defer stop()
 
-	sub := &logSubscription{ctx: ctx, frames: make(chan *rpc.LogFrame), ended: make(chan string)}
+	sub := &logSubscription{ctx: ctx, frames: make(chan *rpc.LogFrame), ended: make(chan logEnd)}
 	asked := map[string]bool{}
+	var places LogPlaces
+	broken := map[string]*rpc.LogRequest{} // by task: how to go on with what broke off
+	again := time.NewTicker(askAgainAfter)
+	defer again.Stop()
 	var events <-chan state.Event
 	var tasks []*cloud.Task
 	wanted := func(task *cloud.Task) bool {
@@ -181,7 +198,7 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 			byNode[task.NodeID] = append(byNode[task.NodeID], task.ID)
 		}
 		for node, ids := range byNode {
-			p := t.logs.add(node, sub)
+			p := t.logs.add(node, ids, sub)
 			open++
 			context.AfterFunc(ctx, func() { t.cancelLogs(p) })
 			if !t.askForLogs(p, ids, r) {
@@ -189,22 +206,59 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 			}
 		}
 	}
+	// goOn prepares to read what a part has left: of tasks that go on, and of all if it broke off.
+	goOn := func(p *logPart, brokeOff bool) {
+		for _, id := range p.tasks {
+			if task := t.task(id); task == nil || task.Status.State.Ended() && !brokeOff {
+				continue
+			}
+			rest := proto.Clone(r).(*rpc.LogRequest)
+			since, ok := places.Again(id)
+			if !ok && r.GetTail() >= 0 && p.began != 0 {
+				since, ok = max(p.began, r.GetSince()), true
+			}
+			if ok {
+				rest.Since, rest.Tail = since, -1
+			}
+			broken[id] = rest
+		}
+	}
 	ask(tasks, r)
 	for open > 0 || events != nil {
 		select {
 		case <-ctx.Done():
+			if t.ctx.Err() != nil {
+				return rpc.NotLeader("")
+			}
 			return ctx.Err()
 		case f := <-sub.frames:
 			if f.GetError() != "" {
 				missing = append(missing, fmt.Sprintf("task %s: %s", f.GetTaskId(), f.GetError()))
 				continue
 			}
+			if !places.Take(f) {
+				continue
+			}
 			if err := emit(f); err != nil {
 				return err
 			}
-		case why := <-sub.ended:
-			if open--; why != "" {
-				missing = append(missing, why)
+		case end := <-sub.ended:
+			open--
+			if events != nil {
+				goOn(end.part, end.why != "")
+			} else if end.why != "" {
+				missing = append(missing, end.why)
+			}
+		case <-again.C:
+			for id, rest := range broken {
+				task := t.task(id)
+				if task != nil && !t.hasSession(task.NodeID) {
+					continue
+				}
+				delete(broken, id)
+				if task != nil {
+					ask([]*cloud.Task{task}, rest)
+				}
 			}
 		case e, ok := <-events:
 			if !ok {
@@ -224,6 +278,17 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 			strings.Join(slices.Compact(missing), ", "))
 	}
 	return nil
+}
+
+func (t *term) task(id string) (task *cloud.Task) {
+	t.store.View(func(tx state.Tx) { task = state.Get[*cloud.Task](tx, id) })
+	return task
+}
+
+func (t *term) hasSession(node string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.sessions[node] != nil
 }
 
 // askForLogs sends the request down the node's session; false: there is none.
