@@ -92,17 +92,19 @@ func receiveHandover(c *wire.Conn, into handed) error {
 	}
 }
 
-// adopt finds every container of a keeper before this one.
-func (s *Server) adopt(given handed) {
+// adopt finds every container of a keeper before this one. It tells whether it could adopt all that it found.
+func (s *Server) adopt(given handed) (whole bool) {
 	dirs, err := os.ReadDir(filepath.Join(s.root, "io"))
 	if err != nil {
 		s.log.Error("cannot read what there is to adopt", "err", err)
-		return
+		return false
 	}
+	whole = true
 	known := map[string]bool{}
 	for _, d := range dirs {
 		known[d.Name()] = true
 		if err := s.adoptContainer(d.Name(), given); err != nil {
+			whole = false
 			s.log.Error("cannot adopt a container", "container", d.Name(), "err", err)
 		}
 	}
@@ -117,6 +119,7 @@ func (s *Server) adopt(given handed) {
 			}
 		}
 	}
+	return whole
 }
 
 func (s *Server) adoptContainer(id string, given handed) error {
@@ -219,6 +222,8 @@ func (s *Server) resumeProc(c *container, p *proc, given handed) {
 	s.pushHold(p)
 	switch {
 	case p.rec.Final != nil:
+		// In an upgrade it stayed our child, and its namespace's first process goes after it.
+		reap(p.rec.Status.PID, p.rec.Ticks)
 		go s.finish(c, p, *p.rec.Final)
 	case p.pidfd != nil:
 		p.log.Info("adopted", "pid", p.rec.Status.PID)

@@ -117,9 +117,6 @@ func Run(ctx context.Context, cfg Config) error {
 	defer s.lock.Close()
 	stop := context.AfterFunc(ctx, func() { _ = s.listener.Close() })
 	defer stop()
-	if cfg.ResumeFD >= 0 {
-		go s.reapStrays() // of the program before
-	}
 	s.log.Info("ready", "pid", os.Getpid(), "containers", len(s.containers))
 	for {
 		c, err := s.listener.AcceptUnix()
@@ -175,8 +172,11 @@ func (s *Server) prepare(ctx context.Context, handover *wire.Conn) error {
 		}
 	}
 	s.joinOwnCgroup()
-	s.adopt(given)
+	whole := s.adopt(given)
 	given.closeRest()
+	if whole && resumed != nil {
+		go s.reapStrays() // of the program before
+	}
 	s.loadNames()
 	if err := failpoint.Hit("keeper.listen"); err != nil {
 		return err
