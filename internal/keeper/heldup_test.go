@@ -129,7 +129,7 @@ func TestPausedWhileExecsBegin(t *testing.T) {
 			execs.Go(func() {
 				for {
 					_, err := h.c.Exec(bound, execIn(s.ID, i == 0))
-					if fault.Is(err, fault.Conflict) && strings.Contains(err.Error(), "is paused") {
+					if fault.Is(err, fault.Conflict) { // on a slow machine also one on its way, which the pause did not wait for
 						return
 					}
 					if err != nil {

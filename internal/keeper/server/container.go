@@ -439,7 +439,7 @@ func (s *Server) pause(id string) error {
 		}
 		return c.change(func(r *record) { r.Status.Paused = r.Status.State == keeper.Running })
 	}
-	if !c.entering.tryAlone(patience, func() { err = freeze() }) {
+	if !c.entering.tryAlone(pausePatience, func() { err = freeze() }) {
 		err = freeze() // the container holds up what comes into it; that is given up once it is frozen
 	}
 	return err

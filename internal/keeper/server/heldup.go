@@ -22,6 +22,8 @@ import (
 const (
 	// startLimit is how long a process may take to become a container's program.
 	startLimit = 30 * time.Second
+	// pausePatience is how long a pause waits for what is on its way into the container.
+	pausePatience = 3 * time.Second
 	// endPatience is how long libcontainer is waited for when what it started was killed.
 	endPatience = 2 * time.Second
 )
