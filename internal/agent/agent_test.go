@@ -26,6 +26,7 @@ func testTask() *cloud.Task {
 		Mounts: []cloud.Mount{{Type: cloud.MountVolume, Source: "data-{{.Task.Slot}}", Target: "/data"}},
 	}
 	t.Spec.Limits = cloud.Resources{NanoCPUs: 5e8, MemoryBytes: 64 << 20}
+	t.Spec.Reservations = cloud.Resources{NanoCPUs: 1e8, MemoryBytes: 1 << 20} // less than an engine takes as a soft limit
 	t.Spec.Networks = []cloud.NetworkConnection{{Target: "net1", DriverOpts: map[string]string{"o": "v"}}}
 	t.Networks = []cloud.TaskNetwork{
 		{NetworkID: "net1", Addrs: []netip.Prefix{netip.MustParsePrefix("10.0.1.5/24")}, Aliases: []string{"www"}},
@@ -71,8 +72,8 @@ func TestContainerOfATask(t *testing.T) {
 	if !slices.Equal(cfg.Host.ExtraHosts, []string{"db:10.0.0.9", "database:10.0.0.9"}) || cfg.Host.Mounts[0].Source != "data-2" || cfg.Host.Restart.Name != "no" {
 		t.Errorf("hosts %v, mounts %v, restart %v", cfg.Host.ExtraHosts, cfg.Host.Mounts, cfg.Host.Restart)
 	}
-	if cfg.Host.Resources.NanoCPUs != 5e8 || cfg.Host.Resources.Memory != 64<<20 {
-		t.Errorf("resources %+v", cfg.Host.Resources)
+	if cfg.Host.Resources.NanoCPUs != 5e8 || cfg.Host.Resources.Memory != 64<<20 || cfg.Host.Resources.MemoryReservation != 0 {
+		t.Errorf("resources %+v: a reservation is for the scheduler alone", cfg.Host.Resources)
 	}
 }
 

@@ -27,7 +27,7 @@ func containerConfig(t *cloud.Task, spec cloud.ContainerSpec, view *cloud.NodeVi
 			Restart: container.RestartPolicy{Name: "no"}, // the managers replace tasks
 			Resources: container.Resources{
 				NanoCPUs: t.Spec.Limits.NanoCPUs, Memory: t.Spec.Limits.MemoryBytes, PidsLimit: t.Spec.Limits.Pids,
-				MemoryReservation: t.Spec.Reservations.MemoryBytes, MemorySwap: memorySwap(&t.Spec),
+				MemorySwap: memorySwap(&t.Spec),
 			},
 		},
 	}
