@@ -60,9 +60,11 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 		return Image{}, err
 	}
 	defer func() {
-		// After a failure the lease keeps what was downloaded for the next attempt, until it expires.
+		// After a failure the lease keeps what was downloaded for the next attempt, until it expires or somebody prunes.
 		if err == nil {
 			done()
+		} else {
+			s.interrupt(ctx)
 		}
 	}()
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net/http"
 	"os"
@@ -260,8 +261,33 @@ func TestConcurrentPullsFetchABlobOnce(t *testing.T) {
 func TestCancelledPullGoesOnLater(t *testing.T) {
 	r := registry(t)
 	ref, id := pushed(t, r)
-	r.Set(testimage.Faults{Hold: make(chan struct{}), HoldFrom: big})
 	s := open(t)
+	pullHalf(t, s, r, ref)
+	if err := s.GC(t.Context()); err != nil { // keeps what the pull's lease still holds
+		t.Fatal(err)
+	}
+	r.Set(testimage.Faults{})
+	r.Forget()
+	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
+	if err != nil || img.ID != id {
+		t.Fatalf("%s, %v", img.ID, err)
+	}
+	resumed(t, r.Requests())
+}
+
+// pullHalf cancels a pull when some of a layer is there.
+func pullHalf(t *testing.T, s *Store, r *testimage.Server, ref string) {
+	t.Helper()
+	end := pullHeld(t, s, r, ref)
+	if err := end(); !errors.Is(err, context.Canceled) {
+		t.Errorf("cancelled pull: %v", err)
+	}
+}
+
+// pullHeld begins a pull and waits until some of a layer is there; end cancels it.
+func pullHeld(t *testing.T, s *Store, r *testimage.Server, ref string) (end func() error) {
+	t.Helper()
+	r.Set(testimage.Faults{Hold: make(chan struct{}), HoldFrom: big})
 	ctx, cancel := context.WithCancel(t.Context())
 	half := make(chan struct{})
 	var once sync.Once
@@ -279,20 +305,61 @@ func TestCancelledPullGoesOnLater(t *testing.T) {
 	case <-time.After(20 * time.Second):
 		t.Fatal("no bytes came")
 	}
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
+	return func() error {
+		cancel()
+		return <-done
+	}
+}
+
+// TestPruneTakesWhatACancelledPullLeft and what the daemon before left of one, but nothing of a pull that goes on.
+func TestPruneTakesWhatACancelledPullLeft(t *testing.T) {
+	r := registry(t)
+	ref, _ := pushed(t, r)
+	root := tempRoot(t)
+	s := openAt(t, Config{Root: root})
+	end := pullHeld(t, s, r, ref)
+	kept := onDisk(t, root)
+	if kept == 0 {
+		t.Fatal("nothing is there of a pull that has begun")
+	}
+	if _, freed, err := s.Prune(t.Context(), nil, nil); err != nil || freed != 0 || onDisk(t, root) < kept {
+		t.Errorf("pruned of a pull that goes on: %d bytes, %d left of %d, %v", freed, onDisk(t, root), kept, err)
+	}
+	if err := end(); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled pull: %v", err)
 	}
-	if err := s.GC(t.Context()); err != nil { // keeps what the pull's lease still holds
+	if _, freed, err := s.Prune(t.Context(), nil, nil); err != nil || freed == 0 || onDisk(t, root) != 0 {
+		t.Errorf("pruned %d bytes, %d left, %v", freed, onDisk(t, root), err)
+	}
+	pullHalf(t, s, r, ref)
+	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	r.Set(testimage.Faults{})
-	r.Forget()
-	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
-	if err != nil || img.ID != id {
-		t.Fatalf("%s, %v", img.ID, err)
+	s = openAt(t, Config{Root: root})
+	if _, freed, err := s.Prune(t.Context(), nil, nil); err != nil || freed == 0 || onDisk(t, root) != 0 {
+		t.Errorf("pruned %d bytes of the daemon before, %d left, %v", freed, onDisk(t, root), err)
 	}
-	resumed(t, r.Requests())
+}
+
+// onDisk is how many bytes of blobs, whole or in part, a store has.
+func onDisk(t *testing.T, root string) (n int64) {
+	t.Helper()
+	for _, dir := range []string{"blobs", "ingest"} {
+		err := filepath.WalkDir(filepath.Join(root, "content", dir), func(_ string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() {
+				return err
+			}
+			info, err := d.Info()
+			if err == nil {
+				n += info.Size()
+			}
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+	}
+	return n
 }
 
 func TestPullFromAMirror(t *testing.T) {

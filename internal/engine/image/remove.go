@@ -181,8 +181,8 @@ func (s *Store) onlyOf(img *Image) ([]string, error) {
 	return mine[shared:], nil
 }
 
-// Prune removes the images that filter accepts and no container uses, with all their names. freed is the space it gave
-// back.
+// Prune removes the images that filter accepts and no container uses, with all their names, and what interrupted pulls
+// left. freed is the space it gave back.
 func (s *Store) Prune(ctx context.Context, filter func(Image) bool, inUse func(imageID string) []string) (out []Removed, freed int64, err error) {
 	ctx = s.ns(ctx)
 	s.removing.Lock()
@@ -216,7 +216,21 @@ func (s *Store) Prune(ctx context.Context, filter func(Image) bool, inUse func(i
 		}
 	}
 	// Also without an image to remove: what an interrupted pull or a removed container left.
-	return out, freed, s.GC(ctx)
+	left, err := s.dropInterrupted(ctx)
+	if err != nil {
+		return out, freed, err
+	}
+	before := s.sizes(ctx, left)
+	if err := s.GC(ctx); err != nil {
+		return out, freed, err
+	}
+	after := s.sizes(ctx, left)
+	for r, n := range before {
+		if _, still := after[r]; !still {
+			freed += n
+		}
+	}
+	return out, freed, nil
 }
 
 // singleReference reports whether all names are of one repository with at most one tag.

@@ -83,6 +83,7 @@ type exclusion struct {
 	loading   sync.Mutex    // one load or import of an archive at a time: their partial blobs are named by path
 	removing  sync.Mutex    // one removal at a time
 	gcMu      sync.Mutex
+	working   sync.Map // IDs of the leases of work in progress
 }
 
 // Open opens or creates the store under cfg.Root. It reads the names of images and nothing of their content, so that it
@@ -187,25 +188,6 @@ func (s *Store) content() content.Store           { return s.db.ContentStore() }
 func (s *Store) snapshots() snapshots.Snapshotter { return s.db.Snapshotter(snapshotter) }
 func (s *Store) records() images.Store            { return metadata.NewImageStore(s.db) }
 func (s *Store) leases() leases.Manager           { return metadata.NewLeaseManager(s.db) }
-
-// transientLease is how long what an interrupted pull, load or commit left behind is kept for the next attempt.
-const transientLease = time.Hour
-
-// withLease gives ctx a lease that keeps everything made under it from the garbage collector until done is called.
-// If the process dies first, the lease expires and a later collection takes what it held.
-func (s *Store) withLease(ctx context.Context) (_ context.Context, done func(), err error) {
-	m := s.leases()
-	l, err := m.Create(ctx, leases.WithRandomID(), leases.WithExpiration(transientLease))
-	if err != nil {
-		return nil, nil, fmt.Errorf("image store: lease: %w", err)
-	}
-	return leases.WithLease(ctx, l.ID), func() {
-		// The work's own context may be cancelled by now; the lease must go all the same.
-		if err := m.Delete(context.WithoutCancel(ctx), l); err != nil {
-			s.log.Warn("image store: lease not removed; it expires", "lease", l.ID, "err", err)
-		}
-	}, nil
-}
 
 // GC removes every blob, layer and partial download that no image, container or work in progress refers to.
 func (s *Store) GC(ctx context.Context) error {
