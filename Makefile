@@ -2,7 +2,9 @@
 SHELL    := /bin/bash
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 COMMIT   ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
-LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+# The time of the commit, not of the build: the same source makes the same programs.
+BUILT    ?= $(shell git show -s --format=%cI HEAD 2>/dev/null)
+LDFLAGS  := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT) -X main.built=$(BUILT)
 # Compose, which sampan carries, tells its own version.
 COMPOSE  := -X github.com/docker/compose/v5/internal.Version=$(shell go list -m -f '{{.Version}}' github.com/docker/compose/v5 2>/dev/null)
 STATIC   := seccomp osusergo netgo

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -25,7 +24,7 @@ import (
 )
 
 // version and commit are set by the linker.
-var version, commit = "dev", "unknown"
+var version, commit, built = "dev", "unknown", ""
 
 // defaultHost is where a host's sampand listens.
 const defaultHost = "unix:///run/sampan/sampan.sock"
@@ -64,7 +63,7 @@ func explain(err error) string {
 }
 
 func execute(ctx context.Context) error {
-	dockerversion.Version, dockerversion.GitCommit, dockerversion.PlatformName, dockerversion.BuildTime = version, commit, "Sampan", buildTime()
+	dockerversion.Version, dockerversion.GitCommit, dockerversion.PlatformName, dockerversion.BuildTime = version, commit, "Sampan", built
 	docker, err := command.NewDockerCli(command.WithBaseContext(ctx))
 	if err != nil {
 		return err
@@ -99,18 +98,6 @@ func execute(ctx context.Context) error {
 	}()
 	cmd.SetArgs(args)
 	return cmd.ExecuteContext(ctx)
-}
-
-// buildTime is the time of the commit that was built, "" if the build does not say.
-func buildTime() string {
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.time" {
-				return s.Value
-			}
-		}
-	}
-	return ""
 }
 
 // newRoot returns the command tree: docker's, and Sampan's own verbs.

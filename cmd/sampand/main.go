@@ -23,8 +23,8 @@ import (
 	"github.com/sampan-cloud/sampan/internal/node"
 )
 
-// Set by the linker.
-var version, commit = "dev", "unknown"
+// Set by the linker; built is the time of the commit in RFC 3339.
+var version, commit, built = "dev", "unknown", ""
 
 const defaultConfigFile = "/etc/sampan/daemon.json"
 
@@ -42,7 +42,7 @@ func main() {
 
 func command() *cobra.Command {
 	cfg := node.DefaultConfig()
-	cfg.Version, cfg.Commit = version, commit
+	cfg.Version, cfg.Commit, cfg.Built = version, commit, built
 	cfg.Network.LinkEnv = os.Getenv("DOCKER_KEEP_DEPRECATED_LEGACY_LINKS_ENV_VARS") == "1" // dockerd's name for it
 	var file string
 	var pools, options []string

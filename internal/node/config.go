@@ -59,6 +59,7 @@ type Config struct {
 	Failpoints string // for test hosts: NAME=ACTION,…
 	Version    string
 	Commit     string
+	Built      string // when, in RFC 3339; "" if the build does not say
 }
 
 // AddressPool is a pool of subnets: Base is cut into subnets of Size bits.

@@ -2,6 +2,7 @@ package node
 
 import (
 	"bufio"
+	"cmp"
 	"net"
 	"net/netip"
 	"os"
@@ -36,9 +37,12 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 		KernelVersion: unix.ByteSliceToString(u.Release[:]), OperatingSystem: system, OSVersion: version,
 		Architecture: unix.ByteSliceToString(u.Machine[:]), NCPU: runtime.NumCPU(), MemTotal: int64(s.Totalram) * int64(s.Unit),
 		CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(), SecurityOptions: securityOptions(cfg), Labels: cfg.Labels, Debug: cfg.Debug,
-		InsecureRegistries: cfg.Insecure, Mirrors: cfg.Mirrors, Version: cfg.Version, GitCommit: cfg.Commit,
-		Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
+		InsecureRegistries: cfg.Insecure, Mirrors: cfg.Mirrors, Version: cfg.Version, GitCommit: cfg.Commit, BuildTime: cfg.Built,
+		InitBinary: cmp.Or(cfg.Init, "sampan-init"), Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
 	}}
+	if cfg.Init == "" { // of another program the version is not known
+		h.base.Components = append(h.base.Components, docker.Component{Name: "sampan-init", Version: cfg.Version})
+	}
 	h.base.GenericResources, _ = cloud.ParseGenericResources(cfg.Generic) // checked by Validate
 	for _, p := range cfg.Pools {
 		h.base.DefaultAddressPools = append(h.base.DefaultAddressPools, docker.AddressPool(p))

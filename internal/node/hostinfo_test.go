@@ -1,11 +1,34 @@
 package node
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 // TestInfoSaysHowImagesAreKept: clients look for it first of all, as Docker says nothing else there.
 func TestInfoSaysHowImagesAreKept(t *testing.T) {
 	h := newHostInfo(Config{DataRoot: t.TempDir()}, "id")
 	if got := h.base.DriverStatus[0]; got != [2]string{"driver-type", "io.containerd.snapshotter.v1"} {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestInfoSaysWhichBuildAndInitItIs: an init of the user's own is named by its path, and of its version nothing is known.
+func TestInfoSaysWhichBuildAndInitItIs(t *testing.T) {
+	inits := func(h *hostInfo) (versions []string) {
+		for _, c := range h.base.Components {
+			if c.Name == "sampan-init" {
+				versions = append(versions, c.Version)
+			}
+		}
+		return versions
+	}
+	cfg := Config{DataRoot: t.TempDir(), Version: "1.2", Built: "2026-11-30T21:00:00Z"}
+	if h := newHostInfo(cfg, "id"); h.base.BuildTime != cfg.Built || h.base.InitBinary != "sampan-init" || !slices.Equal(inits(h), []string{"1.2"}) {
+		t.Errorf("%+v", h.base)
+	}
+	cfg.Init = "/usr/bin/tini"
+	if h := newHostInfo(cfg, "id"); h.base.InitBinary != cfg.Init || inits(h) != nil {
+		t.Errorf("%+v", h.base)
 	}
 }

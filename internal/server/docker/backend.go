@@ -258,6 +258,7 @@ type HostInfo struct {
 	DefaultAddressPools           []AddressPool
 	Warnings                      []string
 	Version, GitCommit, BuildTime string
+	InitBinary                    string // program of --init
 	Components                    []Component
 	Capabilities                  Capabilities
 }

@@ -123,7 +123,7 @@ type fakeHost struct{}
 func (fakeHost) Info() HostInfo {
 	return HostInfo{
 		ID: "host-id", Name: "host-1", DataRoot: "/var/lib/sampan", Driver: "overlayfs", KernelVersion: "6.1.0", OperatingSystem: "Debian", Architecture: "x86_64",
-		NCPU: 2, MemTotal: 4 << 30, CgroupDriver: "cgroupfs", CgroupVersion: "2", Version: "1.2.3", GitCommit: "abc", Labels: []string{"rack=1"},
+		NCPU: 2, MemTotal: 4 << 30, CgroupDriver: "cgroupfs", CgroupVersion: "2", Version: "1.2.3", GitCommit: "abc", BuildTime: "2026-11-30T21:00:00Z", InitBinary: "/sbin/own-init", Labels: []string{"rack=1"},
 		Mirrors: []string{"https://mirror.example"}, InsecureRegistries: []string{"10.0.0.0/8", "plain.example:5000"},
 		DefaultAddressPools: []AddressPool{{Base: netip.MustParsePrefix("172.17.0.0/12"), Size: 16}}, Components: []Component{{"runc", "1.5.2"}},
 		Capabilities: Capabilities{MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, CPUShares: true, CPUSet: true, PidsLimit: true, IPv4Forwarding: true},

@@ -365,8 +365,11 @@ func TestInfoAndVersion(t *testing.T) {
 	if _, _, body := l.do(t, "GET", "/v1.48/info", "", ""); !strings.Contains(body, `"Expected":"1.5.2"`) {
 		t.Errorf("older clients learn no expected version: %s", body)
 	}
+	if i.InitBinary != "/sbin/own-init" || i.InitCommit.ID != "N/A" {
+		t.Errorf("program of --init: %q, version %q", i.InitBinary, i.InitCommit.ID)
+	}
 	v, err := c.ServerVersion(ctx, client.ServerVersionOptions{})
-	if err != nil || v.Version != "1.2.3" || v.APIVersion != "1.56" || v.MinAPIVersion != "1.24" || len(v.Components) != 2 {
+	if err != nil || v.Version != "1.2.3" || v.APIVersion != "1.56" || v.MinAPIVersion != "1.24" || len(v.Components) != 2 || v.Components[0].Details["BuildTime"] != "2026-11-30T21:00:00Z" {
 		t.Errorf("%+v %v", v, err)
 	}
 }

@@ -90,7 +90,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 		OSVersion: h.OSVersion, OSType: "linux", Architecture: h.Architecture, IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
 		ServerVersion: h.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
-		LiveRestoreEnabled: true, InitBinary: "docker-init", SecurityOptions: list(h.SecurityOptions), CDISpecDirs: list(dirs),
+		LiveRestoreEnabled: true, InitBinary: h.InitBinary, SecurityOptions: list(h.SecurityOptions), CDISpecDirs: list(dirs),
 		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), GenericResources: wireGeneric(h.GenericResources), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
 	}
 	for _, c := range a.Containers.List() {
@@ -110,13 +110,16 @@ func (a *systemAPI) info(w *response, r *request) error {
 	for _, p := range h.DefaultAddressPools {
 		info.DefaultAddressPools = append(info.DefaultAddressPools, system.NetworkAddressPool{Base: p.Base, Size: p.Size})
 	}
+	info.InitCommit.ID = "N/A" // Docker's word for a program whose version is not known
 	info.ContainerdCommit.ID = moduleVersion("github.com/containerd/containerd/v2")
 	for _, c := range h.Components {
 		switch c.Name {
 		case "runc":
 			info.RuncCommit.ID = c.Version
-		case "sampan-keeper": // has runc's library in it, and is every container's first program
-			info.RuncCommit.ID, info.InitCommit.ID = cmp.Or(info.RuncCommit.ID, "in sampan-keeper "+c.Version), c.Version
+		case "sampan-keeper": // has runc's library in it
+			info.RuncCommit.ID = cmp.Or(info.RuncCommit.ID, "in sampan-keeper "+c.Version)
+		case "sampan-init":
+			info.InitCommit.ID = c.Version
 		}
 	}
 	if r.version >= 1050 {
