@@ -177,6 +177,37 @@ func TestManualRollbackAndPortsWithoutReplacingTasks(t *testing.T) {
 	})
 }
 
+// TestRollbackOfAJobRunsTheOldOneAgain: a job's update is another run of it, and so is going back.
+func TestRollbackOfAJobRunsTheOldOneAgain(t *testing.T) {
+	run(t, 2, 1, func(t *testing.T, s *sim) {
+		spec := webSpec("job", "web:1", 2)
+		spec.Mode.Job, spec.Mode.MaxConcurrent = true, 2
+		spec.Task.Restart.Condition = cloud.RestartOnFailure
+		s.create(spec)
+		// current are the tasks of the newest run that are meant to go on, by image.
+		current := func() map[string]int {
+			out, svc := map[string]int{}, s.service("job")
+			for _, task := range s.tasks("job") {
+				if *task.Iteration == svc.Job.Iteration && task.Desired <= cloud.TaskComplete && task.Status.State == cloud.TaskRunning {
+					out[task.Spec.Container.Image]++
+				}
+			}
+			return out
+		}
+		s.eventually("the job runs", func() bool { return current()["web:1"] == 2 })
+		s.update("job", func(sp *cloud.ServiceSpec) { sp.Task.Container.Image = "web:2" })
+		s.eventually("the other one runs", func() bool { return current()["web:2"] == 2 })
+		svc := s.service("job")
+		must(t, s.api.UpdateService(t.Context(), svc.ID, svc.Version, cloud.ServiceSpec{}, true))
+		s.eventually("the old one runs again, and nothing else", func() bool {
+			return current()["web:1"] == 2 && len(s.serving("job")) == 2
+		})
+		if svc = s.service("job"); svc.Job.Iteration != 2 || svc.Update != nil || svc.PreviousSpec.Task.Container.Image != "web:2" {
+			t.Errorf("run %d, update %+v, before it %s", svc.Job.Iteration, svc.Update, svc.PreviousSpec.Task.Container.Image)
+		}
+	})
+}
+
 func TestNetworks(t *testing.T) {
 	run(t, 2, 1, func(t *testing.T, s *sim) {
 		ctx := t.Context()

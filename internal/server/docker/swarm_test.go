@@ -98,6 +98,12 @@ func TestNodes(t *testing.T) {
 	if err != nil || self.Node.ID != "node1" || !self.Node.ManagerStatus.Leader || self.Node.ManagerStatus.Reachability != "reachable" || self.Node.Status.Addr != "10.0.0.1" {
 		t.Errorf("%+v %v", self.Node, err)
 	}
+	plugins := self.Node.Description.Engine.Plugins
+	for _, want := range []apiswarm.PluginDescription{{Type: "Log", Name: "json-file"}, {Type: "Log", Name: "syslog"}, {Type: "Network", Name: "overlay"}, {Type: "Volume", Name: "local"}} {
+		if !slices.Contains(plugins, want) {
+			t.Errorf("%v is not among a node's drivers: %v", want, plugins)
+		}
+	}
 	n, err := c.NodeInspect(ctx, "node2", client.NodeInspectOptions{})
 	if err != nil || n.Node.ManagerStatus != nil || n.Node.Status.State != "down" {
 		t.Errorf("%+v %v", n.Node, err)
