@@ -103,7 +103,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	st, err := m.Keeper.Create(ctx, keeper.Spec{ID: c.id, Bundle: bundle, Terminal: c.rec.Config.Tty,
 		OpenStdin: c.rec.Config.OpenStdin, StdinOnce: c.rec.Config.StdinOnce, Log: log})
 	if err != nil {
-		return fmt.Errorf("failed to create container process: %w", err)
+		return createError(err)
 	}
 	laps.lap("create")
 	u.Add(func() error { return m.Keeper.Delete(ctx, c.id) })
@@ -429,6 +429,12 @@ func startExitCode(err error) int {
 		}
 	}
 	return startFailed
+}
+
+// createError says once that it was the container's process that could not be made: libcontainer may have said so too.
+func createError(err error) error {
+	text := strings.TrimPrefix(err.Error(), "unable to start container process: ")
+	return fault.New(fault.KindOf(err), "failed to create container process: %s", text)
 }
 
 // emptied is what stays of an attachment when the container does not run: the endpoints that were asked for.

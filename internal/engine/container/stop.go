@@ -138,7 +138,7 @@ func (m *Manager) send(ctx context.Context, c *ctr, sig syscall.Signal, stopping
 		if fault.Is(err, fault.NotFound) {
 			return err // it has just ended; its exit is on the way
 		}
-		return errorf("Cannot kill container %s: %w", c.id, err)
+		return errorf("signal %d could not be sent: %w", sig, err) // callers say to whom and what for
 	}
 	if s.Paused && (stopping || sig == syscall.SIGKILL) {
 		// A frozen process takes no signal until it is thawed.
