@@ -103,7 +103,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	st, err := m.Keeper.Create(ctx, keeper.Spec{ID: c.id, Bundle: bundle, Terminal: c.rec.Config.Tty,
 		OpenStdin: c.rec.Config.OpenStdin, StdinOnce: c.rec.Config.StdinOnce, Log: log})
 	if err != nil {
-		return createError(err)
+		return createError(err, c.rec.Config.Host.Ulimits)
 	}
 	laps.lap("create")
 	u.Add(func() error { return m.Keeper.Delete(ctx, c.id) })
@@ -432,8 +432,12 @@ func startExitCode(err error) int {
 }
 
 // createError says once that it was the container's process that could not be made: libcontainer may have said so too.
-func createError(err error) error {
+func createError(err error, limits []Ulimit) error {
 	text := strings.TrimPrefix(err.Error(), "unable to start container process: ")
+	if i := slices.IndexFunc(limits, func(l Ulimit) bool { return l.Name == "nofile" }); i >= 0 && strings.Contains(text, unix.EMFILE.Error()) {
+		return fault.New(fault.InvalidArgument, "failed to create container process: the limit of open files is too low for the runtime, which needs 20 or so: "+
+			"--ulimit nofile=%d:%d: %s", limits[i].Soft, limits[i].Hard, text)
+	}
 	return fault.New(fault.KindOf(err), "failed to create container process: %s", text)
 }
 

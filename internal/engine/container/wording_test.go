@@ -5,6 +5,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
 // deafKeeper is a keeper that can send no signal.
@@ -26,6 +28,10 @@ func TestErrorsSayItOnce(t *testing.T) {
 	}
 	if c, _ := b.m.Get(bad); c.State.ExitCode != 127 {
 		t.Errorf("exit code %d", c.State.ExitCode)
+	}
+	few := b.create(Config{Host: HostConfig{Ulimits: []Ulimit{{Name: "nofile", Soft: 8, Hard: 9}}}}, "wait")
+	if err := b.m.Start(t.Context(), few); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "--ulimit nofile=8:9: ") {
+		t.Errorf("start with next to no open files: %v", err)
 	}
 	b.leave()
 	b.wrap = func(k Keeper) Keeper { return deafKeeper{k} }
