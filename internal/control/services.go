@@ -2,6 +2,7 @@ package control
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -57,6 +58,9 @@ func (a *API) UpdateService(ctx context.Context, id string, version uint64, spec
 				return fault.New(fault.FailedPrecondition, "service %s does not have a previous spec", s.ID)
 			}
 			s.Spec, s.PreviousSpec = *s.PreviousSpec, &state.Clone(old).Spec
+			if err := resolve(tx, &s.Spec); err != nil { // a secret of that time, say, is removed since
+				return fmt.Errorf("the previous spec of service %s cannot be gone back to: %w", s.Spec.Name, err)
+			}
 			if s.Job == nil { // a job has no update that would end
 				s.Update = &cloud.UpdateStatus{State: cloud.UpdateRollbackStarted, Message: "manually requested rollback"}
 			}

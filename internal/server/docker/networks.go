@@ -85,7 +85,9 @@ func (a *networkAPI) all(ctx context.Context) ([]anyNetwork, error) {
 			out = append(out, anyNetwork{cluster: n})
 		}
 	}
-	return out, nil
+	// One that was removed stays on this host until its last container has ended. Were it shown, a stack that is deployed
+	// again at once would take it for one that it can use.
+	return slices.DeleteFunc(out, func(n anyNetwork) bool { return n.cluster == nil && n.swarm() }), nil
 }
 
 // find returns the network of that ID, name or ID prefix, in this order.
