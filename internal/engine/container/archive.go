@@ -64,9 +64,14 @@ func (m *Manager) CopyFrom(ctx context.Context, id, name string) (io.ReadCloser,
 			}
 			defer from.Close()
 			var hollow []string
-			if dir == "/" && base == "." {
-				// What the kernel shows there is no part of the container: /proc alone has files that cannot be read.
-				hollow = []string{joinEntry(entry, "dev"), joinEntry(entry, "proc"), joinEntry(entry, "sys")}
+			if base == "." {
+				real, err := nameInRoot(root, parent) // a link may lead to the whole
+				if err != nil {
+					return err
+				}
+				if real == "/" {
+					hollow = []string{joinEntry(entry, "dev")} // made anew by every start
+				}
 			}
 			return writeTar(work, w, from, base, entry, false, ids, hollow...)
 		})

@@ -90,7 +90,9 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	if err := failpoint.Hit("engine/container.create.after-rootfs"); err != nil {
 		return "", warnings, err
 	}
-	if err := m.planMounts(ctx, c, u); err != nil {
+	if err := m.planMounts(ctx, c, u); fault.Is(err, fault.NotFound) {
+		return "", warnings, fault.As(fault.InvalidArgument, err) // not 404, as in checkJoins
+	} else if err != nil {
 		return "", warnings, err
 	}
 	if c.needsFill() {

@@ -562,6 +562,25 @@ func TestCopy(t *testing.T) {
 				}
 			}
 			if running {
+				// Neither by a link, nor asked for by name: a folder of /proc or /sys is itself and nothing else.
+				if err := put("/data", CopyOptions{}, &tar.Header{Typeflag: tar.TypeSymlink, Name: "whole", Linkname: "/"},
+					&tar.Header{Typeflag: tar.TypeSymlink, Name: "kernel", Linkname: "/proc"}); err != nil {
+					t.Fatal(err)
+				}
+				byLink := get("/data/whole/")
+				if byLink["whole/data/deep/file"] != "from the image" {
+					t.Errorf("the whole by a link: %v", byLink)
+				}
+				for name := range byLink {
+					if strings.HasPrefix(name, "whole/dev/") && name != "whole/dev/" {
+						t.Errorf("%s is in the copy of the whole by a link", name)
+					}
+				}
+				for _, name := range []string{"/proc", "/sys", "/data/kernel/", "/proc/sys/."} {
+					if got := get(name); len(got) > 1 {
+						t.Errorf("%s has %d entries in its copy", name, len(got))
+					}
+				}
 				if got := get("/proc/version"); !strings.HasPrefix(got["version"], "Linux version ") {
 					t.Errorf("a file that the kernel makes up: %q", got)
 				}

@@ -121,3 +121,24 @@ func blockDevice(t *testing.T) string {
 	t.Skip("this machine has no block device")
 	return ""
 }
+
+// TestWhatIsMissingForAMount: neither an image to mount nor a volume's driver that is missing is told with the code that
+// clients take for the container's own image missing, which they then pull.
+func TestWhatIsMissingForAMount(t *testing.T) {
+	b := newBed(t)
+	for _, c := range []struct {
+		mount Mount
+		says  string
+	}{
+		{Mount{Type: MountImage, Source: "nosuch", Target: "/image"}, "No such image: nosuch"},
+		{Mount{Type: MountVolume, Source: "vol", Target: "/vol", Driver: "nosuch"}, "error looking up volume plugin nosuch"},
+	} {
+		cfg := Config{Image: "prog", Host: HostConfig{Mounts: []Mount{c.mount}}}
+		if _, _, err := b.m.Create(t.Context(), cfg, ""); !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v", c.mount.Type, err)
+		}
+	}
+	if _, _, err := b.m.Create(t.Context(), Config{Image: "nosuch"}, ""); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the container's own image: %v", err)
+	}
+}

@@ -26,8 +26,8 @@ import (
 const archiveBuffer = 256 << 10
 
 // writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
-// top folder itself has no entry. Owners are written as ids has them inside. Of the folders whose entries are in hollow
-// nothing is written but themselves.
+// top folder itself has no entry. Owners are written as ids has them inside. Of the folders whose entries are in hollow, and
+// of those that the kernel makes up, nothing is written but themselves.
 func writeTar(ctx context.Context, w io.Writer, root *os.Root, name, entry string, whole bool, ids userns.Mapping, hollow ...string) error {
 	top, err := root.Open(".")
 	if err != nil {
@@ -90,6 +90,9 @@ func (a *archiver) add(ctx context.Context, dir *os.File, base, entry string, sk
 	}
 	d := os.NewFile(uintptr(fd), base)
 	defer d.Close()
+	if up, err := madeUp(fd); err != nil || up {
+		return err // what is in it is no part of a container, some of it cannot be read, and some has no end
+	}
 	names, err := d.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -214,17 +217,24 @@ func (a *archiver) one(dir *os.File, base, entry string, st *unix.Stat_t) error 
 	return nil
 }
 
+// madeUp reports whether a file or folder is one by which the kernel shows something, as in /proc and /sys.
+func madeUp(fd int) (bool, error) {
+	var on unix.Statfs_t
+	if err := unix.Fstatfs(fd, &on); err != nil {
+		return false, err
+	}
+	switch int64(on.Type) { //nolint:unconvert // not on every architecture
+	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
+		return true, nil
+	}
+	return false, nil
+}
+
 // content is what is in a file that the kernel makes up as it is read, such as /proc/meminfo: its size says nothing. For
 // other files it is nil.
 func content(fd int, entry string) ([]byte, error) {
-	var on unix.Statfs_t
-	if err := unix.Fstatfs(fd, &on); err != nil {
+	if up, err := madeUp(fd); err != nil || !up {
 		return nil, err
-	}
-	switch int64(on.Type) {
-	case unix.PROC_SUPER_MAGIC, unix.SYSFS_MAGIC, unix.CGROUP_SUPER_MAGIC, unix.CGROUP2_SUPER_MAGIC:
-	default:
-		return nil, nil
 	}
 	made, piece := []byte{}, make([]byte, 32<<10)
 	for {

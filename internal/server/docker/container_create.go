@@ -337,7 +337,11 @@ func parseBind(spec, driver string) (container.Mount, error) {
 		return m, nil
 	}
 	m.Mode = parts[2]
-	for _, o := range strings.Split(m.Mode, ",") {
+	options := strings.Split(m.Mode, ",")
+	if slices.Contains(options, "ro") && slices.Contains(options, "rw") {
+		return bad("invalid mode: " + m.Mode)
+	}
+	for _, o := range options {
 		switch {
 		case o == "ro":
 			m.ReadOnly = true

@@ -113,6 +113,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"a relative target", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"Binds":["/a:b"]}}`, 400, "must be absolute"},
 		{"the root as target", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"Binds":["/a:/"]}}`, 400, "can't be '/'"},
 		{"a bad mode", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"Binds":["/a:/b:rwx"]}}`, 400, "invalid mode"},
+		{"two modes at once", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"Binds":["/a:/b:ro,rw"]}}`, 400, "invalid mode: ro,rw"},
 		{"one target twice", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"Binds":["/a:/b","/c:/b/"]}}`, 400, "Duplicate mount point: /b"},
 		{"a bad host port", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"99999"}]}}}`, 400, "99999"},
 		{"a range the wrong way", "POST", "/containers/create", js, `{"Image":"x","HostConfig":{"PortBindings":{"80/tcp":[{"HostPort":"20-10"}]}}}`, 400, "20-10"},
