@@ -121,6 +121,8 @@ func TestUserNSAuto(t *testing.T) {
 		"cannot share the host's network namespace when user namespaces are enabled":          {"--network", "host"},
 		"cannot share the host PID namespace when user namespaces are enabled":                {"--pid", "host"},
 		"is in the host's user namespace: what joins its namespaces must be there too (--use": {"--network", "container:plain"},
+		"must be in its network too: add --network container:web":                             {"--pid", "container:web"},
+		"No such container: nosuch":                                                           {"--network", "container:nosuch"},
 	} {
 		Refused(t, h, []string{want}, append(append([]string{"run", "--rm"}, flags...), image, "true")...)
 	}

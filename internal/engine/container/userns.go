@@ -122,11 +122,15 @@ func (m *Manager) takeIDs(id string, h *HostConfig) (userns.Mapping, error) {
 		}
 		other, err := m.find(ref)
 		if err != nil {
-			return userns.Mapping{}, err
+			return userns.Mapping{}, fault.As(fault.InvalidArgument, err) // not 404, as in checkJoins
 		}
 		o := other.snapshot()
 		if o.IDs.None() {
 			return userns.Mapping{}, fault.New(fault.InvalidArgument, "container %s is in the host's user namespace: what joins its namespaces must be there too (--userns=host)", o.Config.Name)
+		}
+		if !strings.HasPrefix(h.NetworkMode, "container:") {
+			// Its root could mount no /sys: that shows the network, which would be another user namespace's.
+			return userns.Mapping{}, fault.New(fault.InvalidArgument, "what joins the namespaces of container %[1]s is in its user namespace, and must be in its network too: add --network container:%[1]s, or use --userns=host for both", strings.TrimPrefix(o.Config.Name, "/"))
 		}
 		return o.IDs, nil
 	}
