@@ -63,7 +63,9 @@ func (s *Server) reapStrays() {
 				continue
 			}
 			s.log.Warn("a start that broke off left a process; it is ended", "pid", pid)
-			enter.End(pid)
+			if err := enter.End(pid); err != nil {
+				s.log.Warn("a process that a start left has not ended", "pid", pid, "err", err)
+			}
 		}
 	})
 }
