@@ -25,6 +25,9 @@ import (
 // reader several times for each.
 const archiveBuffer = 256 << 10
 
+// paxXattr is what precedes the name of an extended attribute in an archive.
+const paxXattr = "SCHILY.xattr."
+
 // writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
 // top folder itself has no entry. Owners are written as ids has them inside. Of the folders whose entries are in hollow, and
 // of those that the kernel makes up, nothing is written but themselves.
@@ -186,7 +189,7 @@ func (a *archiver) one(dir *os.File, base, entry string, st *unix.Stat_t) error 
 	}
 	var attr [256]byte
 	if n, err := unix.Fgetxattr(fd, "security.capability", attr[:]); err == nil && n > 0 {
-		h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": string(attr[:n])}
+		h.PAXRecords = map[string]string{paxXattr + "security.capability": string(attr[:n])}
 	}
 	if err := a.w.WriteHeader(h); err != nil {
 		return err
@@ -302,7 +305,7 @@ func (x *extraction) run(ctx context.Context, r io.Reader) error {
 			return fault.New(fault.InvalidArgument, "archive: %w", err)
 		}
 		name := path.Clean("/" + h.Name)
-		if name == "/" {
+		if name == "/" || h.Typeflag == tar.TypeXGlobalHeader {
 			continue
 		}
 		if err := x.entry(name, h, t); err != nil {
@@ -361,37 +364,28 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 		return err
 	}
 	fd, base := int(dir.Fd()), path.Base(name)
-	busy, err := x.makeRoom(dir, base, h)
+	// Made first and room made after, if it must be: most copies go where nothing is.
+	err = x.make(fd, base, false, h, r)
+	if errors.Is(err, fs.ErrExist) {
+		busy, err2 := x.makeRoom(dir, base, h)
+		if err2 != nil {
+			return err2
+		}
+		err = x.make(fd, base, busy, h, r)
+		if errors.Is(err, fs.ErrExist) && h.Typeflag == tar.TypeDir {
+			err = nil // two folders are one, with the attributes of the entry
+		}
+	}
 	if err != nil {
 		return err
 	}
-	mode := uint32(h.Mode & 0o7777)
 	switch h.Typeflag {
-	case tar.TypeDir:
-		if err := unix.Mkdirat(fd, base, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-		x.times = append(x.times, dirTime{name, h.ModTime})
-	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // old archives have it
-		return x.regular(fd, base, name, busy, h, r)
-	case tar.TypeSymlink:
-		if err := unix.Symlinkat(h.Linkname, fd, base); err != nil {
-			return err
-		}
 	case tar.TypeLink:
-		if err := x.link(fd, base, h.Linkname); err != nil {
-			return err
-		}
 		return nil // owner, mode and time are the first name's
-	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
-		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
-		if err := unix.Mknodat(fd, base, kind|0o600, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor)))); err != nil {
-			return err
-		}
-	case tar.TypeXGlobalHeader:
-		return nil
-	default:
-		return fault.New(fault.InvalidArgument, "archive: %s has the unknown type %q", h.Name, h.Typeflag)
+	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // see make
+		return nil // done while it was open
+	case tar.TypeDir:
+		x.times = append(x.times, dirTime{name, h.ModTime})
 	}
 	uid, gid, err := x.ownerOf(h)
 	if err != nil {
@@ -400,17 +394,39 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 	if err := unix.Fchownat(fd, base, uid, gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return err
 	}
+	at := fmt.Sprintf("%s/%s", procFD(dir), base)
+	if err := setXattrs(h, func(name string, value []byte) error { return unix.Lsetxattr(at, name, value, 0) }); err != nil {
+		return err
+	}
 	if h.Typeflag == tar.TypeSymlink {
 		setTime(dir, base, h.ModTime)
 		return nil
 	}
-	if err := chmodAt(fd, base, mode); err != nil {
+	if err := chmodAt(fd, base, uint32(h.Mode&0o7777)); err != nil {
 		return err
 	}
 	if h.Typeflag != tar.TypeDir {
 		setTime(dir, base, h.ModTime)
 	}
 	return nil
+}
+
+// make makes the file of an entry; fs.ErrExist if there is one, unless it is busy: a file that is written in place.
+func (x *extraction) make(fd int, base string, busy bool, h *tar.Header, r io.Reader) error {
+	switch h.Typeflag {
+	case tar.TypeDir:
+		return unix.Mkdirat(fd, base, 0o700)
+	case tar.TypeReg, tar.TypeRegA: //nolint:staticcheck // old archives have it
+		return x.regular(fd, base, busy, h, r)
+	case tar.TypeSymlink:
+		return unix.Symlinkat(h.Linkname, fd, base)
+	case tar.TypeLink:
+		return x.link(fd, base, h.Linkname)
+	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
+		kind := map[byte]uint32{tar.TypeChar: unix.S_IFCHR, tar.TypeBlock: unix.S_IFBLK, tar.TypeFifo: unix.S_IFIFO}[h.Typeflag]
+		return unix.Mknodat(fd, base, kind|0o600, int(unix.Mkdev(uint32(h.Devmajor), uint32(h.Devminor))))
+	}
+	return fault.New(fault.InvalidArgument, "archive: %s has the unknown type %q", h.Name, h.Typeflag)
 }
 
 // ownerOf is whose an entry becomes, as the file system has it.
@@ -428,7 +444,7 @@ func (x *extraction) ownerOf(h *tar.Header) (uid, gid int, err error) {
 
 // regular makes a file; busy: there is one that is written in place. What the file has by its making already, as most
 // have owner and mode, is not set again.
-func (x *extraction) regular(dir int, base, name string, busy bool, h *tar.Header, r io.Reader) error {
+func (x *extraction) regular(dir int, base string, busy bool, h *tar.Header, r io.Reader) error {
 	uid, gid, err := x.ownerOf(h)
 	if err != nil {
 		return err
@@ -442,14 +458,30 @@ func (x *extraction) regular(dir int, base, name string, busy bool, h *tar.Heade
 	if err != nil {
 		return err
 	}
+	if err := x.fill(fd, h, r, uid, gid, mode); err != nil {
+		_ = unix.Close(fd)
+		return err
+	}
+	return unix.Close(fd)
+}
+
+// fill writes what is in an open file, and its attributes.
+func (x *extraction) fill(fd int, h *tar.Header, r io.Reader, uid, gid int, mode uint32) error {
 	if x.buf == nil {
 		x.buf = make([]byte, archiveBuffer)
 	}
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
-	// Hidden behind plain interfaces: by themselves they would bring buffers of their own.
-	if _, err := io.CopyBuffer(struct{ io.Writer }{f}, struct{ io.Reader }{r}, x.buf); err != nil {
-		return err
+	for left := h.Size; left > 0; {
+		piece := x.buf[:min(left, int64(len(x.buf)))]
+		if _, err := io.ReadFull(r, piece); err != nil {
+			if errors.Is(err, io.EOF) {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
+		}
+		if err := writeAll(fd, piece); err != nil {
+			return err
+		}
+		left -= int64(len(piece))
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
@@ -461,6 +493,10 @@ func (x *extraction) regular(dir int, base, name string, busy bool, h *tar.Heade
 		}
 		st.Mode &^= unix.S_ISUID | unix.S_ISGID // the change may have taken them
 	}
+	// After the owner, as a change of that takes file capabilities away.
+	if err := setXattrs(h, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
+		return err
+	}
 	if st.Mode&0o7777 != mode {
 		if err := unix.Fchmod(fd, mode); err != nil {
 			return err
@@ -470,7 +506,35 @@ func (x *extraction) regular(dir int, base, name string, busy bool, h *tar.Heade
 		// A time is a nicety: a file system without it is no reason to fail.
 		_ = unix.UtimesNanoAt(fd, "", []unix.Timespec{ts, ts}, unix.AT_EMPTY_PATH)
 	}
-	return f.Close()
+	return nil
+}
+
+func writeAll(fd int, b []byte) error {
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("write", err)
+		}
+		b = b[n:]
+	}
+	return nil
+}
+
+// setXattrs sets the extended attributes of an entry, as far as the file system and its kind of file have such.
+func setXattrs(h *tar.Header, set func(name string, value []byte) error) error {
+	for key, value := range h.PAXRecords {
+		name, ok := strings.CutPrefix(key, paxXattr)
+		if !ok {
+			continue
+		}
+		if err := set(name, []byte(value)); err != nil && err != unix.ENOTSUP && err != unix.EPERM {
+			return fmt.Errorf("attribute %s: %w", name, err)
+		}
+	}
+	return nil
 }
 
 // chmodAt changes the mode of an entry that is no link. It goes through a handle: chmod itself would follow a link that
