@@ -1,7 +1,10 @@
 package main
 
 import (
+	"archive/tar"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -178,27 +181,88 @@ func (l *lab) copyIn(ctx context.Context, what func(*lab) (string, error)) (floa
 	})
 }
 
-// copyOut copies it out again.
+// copyOut copies it out again, to a new place.
 func (l *lab) copyOut(ctx context.Context, what func(*lab) (string, error)) (float64, error) {
-	if err := l.sleeping(ctx); err != nil {
+	if err := l.copied(ctx, what); err != nil {
 		return 0, err
 	}
-	from, err := what(l)
-	if err != nil {
-		return 0, err
-	}
-	if !l.made["out"] {
-		if _, err := l.first().Docker(ctx, "cp", "-q", from, sleeper+":/out"); err != nil {
-			return 0, err
-		}
-		l.note("out")
-	}
-	to := filepath.Join(l.first().Dir, "copied")
-	defer os.RemoveAll(to)
+	to := filepath.Join(l.first().Dir, "copied"+strconv.Itoa(l.round))
 	unix.Sync()
 	return l.burning(func() error {
 		_, err := l.first().Docker(ctx, "cp", "-q", sleeper+":/out", to)
 		return err
+	})
+}
+
+// copied sees that a container that runs has what is copied out, as /out.
+func (l *lab) copied(ctx context.Context, what func(*lab) (string, error)) error {
+	if err := l.sleeping(ctx); err != nil {
+		return err
+	}
+	from, err := what(l)
+	if err != nil || l.made["out"] {
+		return err
+	}
+	l.note("out")
+	_, err = l.first().Docker(ctx, "cp", "-q", from, sleeper+":/out")
+	return err
+}
+
+// putTree gives a container the files as an archive, as a client that has it in its memory.
+func putTree(ctx context.Context, l *lab) (float64, error) {
+	if err := l.sleeping(ctx); err != nil {
+		return 0, err
+	}
+	from, err := l.tree()
+	if err != nil {
+		return 0, err
+	}
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	if err := errors.Join(w.AddFS(os.DirFS(from)), w.Close()); err != nil {
+		return 0, err
+	}
+	to := fmt.Sprintf("/put%d", l.round)
+	if _, err := l.first().Docker(ctx, "exec", sleeper, "/tool", "mkdir", to); err != nil {
+		return 0, err
+	}
+	unix.Sync()
+	return l.archive(ctx, http.MethodPut, to, &archive)
+}
+
+// getTree takes them as an archive, as a client that does nothing with it.
+func getTree(ctx context.Context, l *lab) (float64, error) {
+	if err := l.copied(ctx, (*lab).tree); err != nil {
+		return 0, err
+	}
+	unix.Sync()
+	return l.archive(ctx, http.MethodGet, "/out", nil)
+}
+
+// archive is one request about an archive of the container, with what it takes of CPU time.
+func (l *lab) archive(ctx context.Context, method, path string, body io.Reader) (float64, error) {
+	a := l.api()
+	defer a.CloseIdleConnections()
+	return l.burning(func() error {
+		req, err := http.NewRequestWithContext(ctx, method, "http://docker/v1.41/containers/"+sleeper+"/archive?path="+path, body)
+		if err != nil {
+			return err
+		}
+		res, err := a.Do(req)
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		n, err := io.Copy(io.Discard, res.Body)
+		switch {
+		case err != nil:
+			return err
+		case res.StatusCode != http.StatusOK:
+			return fmt.Errorf("%s of an archive: %s", method, res.Status)
+		case method == http.MethodGet && n < manyFiles*manySize:
+			return fmt.Errorf("an archive of %d bytes: files are missing", n)
+		}
+		return nil
 	})
 }
 

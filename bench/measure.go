@@ -23,6 +23,7 @@ type measure struct {
 	cluster    bool // the hosts are one cluster when sample is called
 	fresh      bool // a new lab for each sample, daemons not started
 	samples    int  // 0: as many as asked for
+	disk       bool // hosts and files are on a new file system
 	higher     bool // more is better
 	sample     func(ctx context.Context, l *lab) (float64, error)
 }
@@ -32,7 +33,7 @@ type lab struct {
 	*testhost.Lab
 	engine engine
 	tool   string // the program of the image, on this machine
-	tmp    string // folder of what is made once for all labs
+	tmp    string // folder of what is made once for all labs of a measurement
 	round  int
 
 	registry *testhost.Registry // once one was needed
@@ -70,6 +71,15 @@ func (b *bench) measure(ctx context.Context, m measure) (r row, err error) {
 	if m.samples > 0 {
 		runs = min(runs, m.samples)
 	}
+	tmp := b.tmp
+	if m.disk {
+		d, derr := newDisk(ctx, b.tmp)
+		if derr != nil {
+			return r, derr
+		}
+		defer func() { err = errors.Join(err, d.Close()) }()
+		tmp = d.dir
+	}
 	labs := make([]*lab, len(b.engines))
 	defer func() {
 		for _, l := range labs {
@@ -86,7 +96,7 @@ func (b *bench) measure(ctx context.Context, m measure) (r row, err error) {
 			if e.name == "docker" && r.note != "" {
 				continue
 			}
-			v, err := b.sample(ctx, m, e, &labs[i], round)
+			v, err := b.sample(ctx, m, e, &labs[i], tmp, round)
 			switch {
 			case err == nil:
 				r.values[e.name] = append(r.values[e.name], v)
@@ -103,7 +113,7 @@ func (b *bench) measure(ctx context.Context, m measure) (r row, err error) {
 }
 
 // sample takes one value of one engine, in its lab, which is made where it is missing or must be new.
-func (b *bench) sample(ctx context.Context, m measure, e engine, l **lab, round int) (v float64, err error) {
+func (b *bench) sample(ctx context.Context, m measure, e engine, l **lab, tmp string, round int) (v float64, err error) {
 	if *l != nil && m.fresh {
 		err := (*l).Close(ctx)
 		*l = nil
@@ -112,7 +122,7 @@ func (b *bench) sample(ctx context.Context, m measure, e engine, l **lab, round 
 		}
 	}
 	if *l == nil {
-		if *l, err = b.newLab(ctx, e, m); err != nil {
+		if *l, err = b.newLab(ctx, e, m, tmp); err != nil {
 			return 0, err
 		}
 	}
@@ -128,12 +138,19 @@ func firstLine(err error) string {
 	return line
 }
 
-func (b *bench) newLab(ctx context.Context, e engine, m measure) (*lab, error) {
+func (b *bench) newLab(ctx context.Context, e engine, m measure, tmp string) (*lab, error) {
+	if m.disk {
+		dir, err := os.MkdirTemp(tmp, "sl-")
+		if err != nil {
+			return nil, err
+		}
+		e.options.Dir = dir
+	}
 	tl, err := testhost.NewLab(ctx, m.hosts, e.options)
 	if err != nil {
 		return nil, err
 	}
-	l := &lab{Lab: tl, engine: e, tool: b.tool, tmp: b.tmp}
+	l := &lab{Lab: tl, engine: e, tool: b.tool, tmp: tmp}
 	if m.fresh {
 		return l, nil
 	}

@@ -41,8 +41,10 @@ func measures() []measure {
 		{name: "logs of 1 GB through the command", unit: "ms", goal: "", hosts: 1, samples: 3, sample: logsCommand},
 		{name: "cp of a 512 MB file into a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpFileIn},
 		{name: "cp of a 512 MB file out of a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpFileOut},
-		{name: "cp of 10,000 files into a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpTreeIn},
-		{name: "cp of 10,000 files out of a container", unit: "ms", goal: "≤ 0.67", hosts: 1, samples: 5, sample: cpTreeOut},
+		{name: "cp of 10,000 files into a container through the API", unit: "ms", goal: "≤ 0.67", hosts: 1, disk: true, samples: 5, sample: putTree},
+		{name: "cp of 10,000 files into a container through the command", unit: "ms", goal: "≤ 0.67", hosts: 1, disk: true, samples: 5, sample: cpTreeIn},
+		{name: "cp of 10,000 files out of a container through the API", unit: "ms", goal: "≤ 0.67", hosts: 1, disk: true, samples: 5, sample: getTree},
+		{name: "cp of 10,000 files out of a container through the command", unit: "ms", goal: "≤ 0.67", hosts: 1, disk: true, samples: 5, sample: cpTreeOut},
 		{name: "overlay TCP as a share of host to host (more is better)", unit: "", goal: "≥ 0.85 of host to host", hosts: 2, cluster: true, samples: 5, higher: true, sample: overlayShare},
 	}
 }

@@ -27,6 +27,8 @@ func main() {
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM, os.Interrupt)
 		<-stop
+	case "mkdir":
+		err = os.Mkdir(args[0], 0o755)
 	case "print":
 		err = print(args[0])
 	case "serve":
