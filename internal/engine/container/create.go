@@ -64,6 +64,7 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 			}
 		}
 	}
+	cfg.Host.CgroupnsMode = m.host.cgroupns(cfg.Host.CgroupnsMode)
 	args := slices.Concat(cfg.Entrypoint, cfg.Cmd)
 	c.rec.Container = Container{
 		ID: id, Created: time.Now().UTC(), Path: args[0], Args: args[1:], Config: cfg,

@@ -379,6 +379,29 @@ func TestExecsThatWereNeverStarted(t *testing.T) {
 	}
 }
 
+// TestWhatIsSaidOfTheCgroupNamespace: a container says whose cgroup namespace it is in, also if nobody asked for one.
+func TestWhatIsSaidOfTheCgroupNamespace(t *testing.T) {
+	b := newBed(t)
+	own, err := os.Readlink("/proc/self/ns/cgroup")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, asked := range []string{"", "host", "private"} {
+		id := b.run(Config{Host: HostConfig{CgroupnsMode: asked}}, "wait")
+		is, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/cgroup", b.state(id).PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := "private"
+		if is == own {
+			want = "host"
+		}
+		if c, err := b.m.Get(id); err != nil || c.Config.Host.CgroupnsMode != want {
+			t.Errorf("asked for %q it says %q, and is %s: %v", asked, c.Config.Host.CgroupnsMode, want, err)
+		}
+	}
+}
+
 func TestJoinNamespaces(t *testing.T) {
 	b := newBed(t)
 	donor := b.run(Config{Name: "donor", Hostname: "shared", Host: HostConfig{IpcMode: "shareable"}}, "wait")

@@ -168,9 +168,20 @@ func (h *host) namespaces(s *specs.Spec, hc *HostConfig, l *launch) {
 	if hc.IpcMode != "host" {
 		add(specs.IPCNamespace, l.ipcns)
 	}
-	if hc.CgroupnsMode == "private" || hc.CgroupnsMode == "" && h.cgroups.unified() {
+	if h.cgroupns(hc.CgroupnsMode) == "private" {
 		add(specs.CgroupNamespace, "")
 	}
+}
+
+// cgroupns is whose cgroup namespace a container is in: private or host. If nobody says, it is as with Docker.
+func (h *host) cgroupns(asked string) string {
+	switch {
+	case asked != "":
+		return asked
+	case h.cgroups.unified():
+		return "private"
+	}
+	return "host"
 }
 
 func (h *host) addMounts(s *specs.Spec, hc *HostConfig, l *launch, sec security) error {

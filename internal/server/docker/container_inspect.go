@@ -212,7 +212,7 @@ func wireHostConfig(c *container.Container) *apicontainer.HostConfig {
 		NetworkMode: apicontainer.NetworkMode(cmp.Or(c.Config.Network.Left, h.NetworkMode)), PortBindings: apinetwork.PortMap{},
 		RestartPolicy: apicontainer.RestartPolicy{Name: apicontainer.RestartPolicyMode(cmp.Or(h.Restart.Name, "no")), MaximumRetryCount: h.Restart.MaxRetries},
 		AutoRemove:    h.AutoRemove, VolumeDriver: h.VolumeDriver, VolumesFrom: h.VolumesFrom, Annotations: h.Annotations,
-		CapAdd: h.CapAdd, CapDrop: h.CapDrop, CgroupnsMode: apicontainer.CgroupnsMode(cmp.Or(h.CgroupnsMode, "private")),
+		CapAdd: h.CapAdd, CapDrop: h.CapDrop, CgroupnsMode: apicontainer.CgroupnsMode(h.CgroupnsMode),
 		DNS: []netip.Addr{}, DNSOptions: list(h.DNSOptions), DNSSearch: list(h.DNSSearch), ExtraHosts: h.ExtraHosts,
 		GroupAdd: h.GroupAdd, IpcMode: apicontainer.IpcMode(cmp.Or(h.IpcMode, "private")), Links: h.Links, OomScoreAdj: h.OOMScoreAdj,
 		PidMode: apicontainer.PidMode(h.PidMode), Privileged: h.Privileged, PublishAllPorts: h.PublishAllPorts,
