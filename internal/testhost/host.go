@@ -22,7 +22,10 @@ type Host struct {
 	*Machine
 	Dir    string // holds data, exec and logs
 	Socket string // of the Docker API
-	lab    *Lab
+	// Own are files that the host has instead of the machine's, as /etc/subuid: the path there to that of the file. Its
+	// daemon and keeper are then in a mount namespace of their own: it is for hosts of which nothing runs yet.
+	Own map[string]string
+	lab *Lab
 	// program is sampand, or the daemon of a peer that takes the same flags.
 	program string
 	args    []string
@@ -66,7 +69,14 @@ func (h *Host) Launch(further ...string) error {
 	defer log.Close()
 	daemon := append([]string{h.program, "--data-root", h.DataRoot(), "--exec-root", h.ExecRoot(), "-H", h.DockerHost(),
 		"--pidfile", filepath.Join(h.Dir, "sampand.pid"), "--cgroup-parent", h.CgroupParent()}, slices.Concat(h.args, further)...)
-	args := append([]string{"--net=" + h.NetNS, "unshare", "--uts", "sh", "-c", `hostname "$0"; exec "$@"`, h.Name}, daemon...)
+	unshare, script := []string{"--net=" + h.NetNS, "unshare", "--uts"}, `hostname "$0"; `
+	if len(h.Own) > 0 {
+		unshare = append(unshare, "--mount", "--propagation", "slave")
+	}
+	for place, file := range h.Own {
+		script += "mount --bind '" + file + "' '" + place + "' && "
+	}
+	args := slices.Concat(unshare, []string{"sh", "-c", script + `exec "$@"`, h.Name}, daemon)
 	cmd := exec.Command("nsenter", args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -135,20 +135,39 @@ func TestUserNSAuto(t *testing.T) {
 // TestUserNSRemap: with --userns-remap every container's users are those that are set aside for one, and what is volatile
 // about a daemon's flags harms nothing: containers made before are what they were.
 func TestUserNSRemap(t *testing.T) {
-	for _, file := range []string{"/etc/subuid", "/etc/subgid"} {
-		if text, err := os.ReadFile(file); err != nil || !strings.Contains("\n"+string(text), "\ndockremap:") {
-			t.Skipf("nothing is set aside for dockremap in %s, and a test does not write there: echo dockremap:100000:65536 >> %s", file, file)
-		}
+	const first = 300000
+	_, h := remapped(t)
+	Docker(t, h, "run", "-d", "--name", "before", image, "sleep")
+	if err := h.Reboot(t.Context()); err != nil {
+		t.Fatal(err)
 	}
-	_, h := remapped(t, "--userns-remap=default")
+	// The machine's own /etc/subuid is not written to.
+	file := filepath.Join(h.Dir, "subid")
+	if err := os.WriteFile(file, fmt.Appendf(nil, "dockremap:%d:65536\n", first), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	h.Own = map[string]string{"/etc/subuid": file, "/etc/subgid": file}
+	if err := h.Start(t.Context(), "--userns-remap=default"); err != nil {
+		t.Fatal(err)
+	}
 	contains(t, "info", Docker(t, h, "info", "-f", "{{.SecurityOptions}}"), "name=userns")
+	Docker(t, h, "start", "before")
+	if before := owner(t, h, "before"); before != 0 {
+		t.Errorf("a container of before has the root %d", before)
+	}
 	Docker(t, h, "run", "-d", "--name", "one", image, "sleep")
 	Docker(t, h, "run", "-d", "--name", "two", image, "sleep")
-	if one, two := owner(t, h, "one"), owner(t, h, "two"); one == 0 || one != two {
+	if one, two := owner(t, h, "one"), owner(t, h, "two"); one != first || one != two {
 		t.Errorf("the roots of two containers are %d and %d", one, two)
 	}
 	equal(t, "owners", Docker(t, h, "exec", "one", "/probe", "owner", "/", "/data/hello", "/etc/hosts"), "0:0\n0:0\n0:0")
 	Docker(t, h, "run", "--rm", "--userns", "host", "--privileged", image, "true")
+	Docker(t, h, "run", "--rm", "-v", "vol:/data", image, "write", "/data/mine", "kept")
+	equal(t, "a volume filled from the image", Docker(t, h, "run", "--rm", "-v", "vol:/data", "--userns", "host", image, "owner", "/data/hello", "/data/mine"), "0:0\n0:0")
+	joined := Docker(t, h, "run", "-d", "--network", "container:one", "--pid", "container:one", image, "sleep")
+	if o := owner(t, h, joined); o != first {
+		t.Errorf("who joins one has the root %d", o)
+	}
 }
 
 // TestUserNSRights: the root of a container is root over what is its own, and nobody elsewhere.
