@@ -2,6 +2,7 @@ package onehost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -136,4 +137,70 @@ func TestComposeUpGoesOnAfterARestart(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("compose up ended with %v", err)
 	}
+}
+
+// TestComposeWatch: a file that is saved is in every container of the service a moment later, and one that is to be built
+// in makes the service anew.
+func TestComposeWatch(t *testing.T) {
+	l, h := one(t)
+	dir := t.TempDir()
+	write(t, dir, "compose.yaml", "name: live\nservices: {app: {build: {context: .}, init: true, stop_grace_period: 0s, scale: 2, "+
+		"develop: {watch: [{action: sync, path: pages, target: /pages}, {action: rebuild, path: built}]}}}\n")
+	write(t, dir, "Dockerfile", "FROM "+image+"\nCOPY pages /pages\nCOPY built /built\n")
+	for _, sub := range []string{"pages", "built"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(dir, sub), "one", "before")
+	}
+	shown, err := os.Create(filepath.Join(dir, "shown"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer shown.Close()
+	compose := func(args ...string) *exec.Cmd {
+		cmd := exec.CommandContext(t.Context(), l.Binaries.Path("sampan"), append([]string{"compose", "--progress", "plain"}, args...)...)
+		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, shown, shown
+		cmd.Env = append(os.Environ(), "SAMPAN_HOST="+h.DockerHost(), "DOCKER_CONFIG="+h.Dir)
+		return cmd
+	}
+	said := func() string {
+		text, err := os.ReadFile(shown.Name())
+		if err != nil {
+			return err.Error()
+		}
+		return string(text)
+	}
+	if err := compose("up", "-d", "--build").Run(); err != nil {
+		t.Fatalf("%v\n%s", err, said())
+	}
+	watch := compose("watch", "--no-up")
+	if err := watch.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = watch.Process.Kill(); _ = watch.Wait() }()
+	Eventually(t, 20*time.Second, "the watch", func(context.Context) error {
+		if !strings.Contains(said(), "Watch enabled") {
+			return errors.New(said())
+		}
+		return nil
+	})
+	has := func(path, want string) {
+		t.Helper()
+		for _, name := range []string{"live-app-1", "live-app-2"} {
+			Eventually(t, 30*time.Second, path+" of "+name, func(ctx context.Context) error {
+				out, err := h.Docker(ctx, "exec", name, "/probe", "cat", path)
+				if err == nil && out != want {
+					err = fmt.Errorf("it has %q\n%s", out, said())
+				}
+				return err
+			})
+		}
+	}
+	first := Docker(t, h, "inspect", "-f", "{{.Id}}", "live-app-1")
+	write(t, filepath.Join(dir, "pages"), "one", "after")
+	has("/pages/one", "after")
+	equal(t, "the same container", Docker(t, h, "inspect", "-f", "{{.Id}}", "live-app-1"), first)
+	write(t, filepath.Join(dir, "built"), "one", "anew")
+	has("/built/one", "anew")
 }
