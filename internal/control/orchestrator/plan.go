@@ -255,11 +255,14 @@ func (p *planner) heal(s *slot) {
 	if p.svc.Spec.Mode.Global && !p.eligible(s.node) {
 		return
 	}
-	delay := defaultDelay
+	p.replace(s, cloud.TaskReady, restarts, p.now.Add(p.restartDelay()))
+}
+
+func (p *planner) restartDelay() time.Duration {
 	if d := p.svc.Spec.Task.Restart.Delay; d != nil {
-		delay = *d
+		return *d
 	}
-	p.replace(s, cloud.TaskReady, restarts, p.now.Add(delay))
+	return defaultDelay
 }
 
 func (p *planner) endDraining(s *slot) {

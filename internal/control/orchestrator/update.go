@@ -15,16 +15,25 @@ const defaultMonitor = 5 * time.Second
 // and pauses, goes on or rolls back when too many of them fail.
 func (p *planner) update() {
 	var dirty []*slot // still to be changed
+	waiting := false  // for another try, or for a new task to take over
 	for _, s := range p.slots {
 		if s.removed || s.fresh != nil {
 			continue
 		}
 		stale := len(s.dirty) > 0 || s.done && p.isDirty(s.tasks[0])
 		if stale && len(s.clean) == 0 {
-			dirty = append(dirty, s)
+			switch at, ok := p.nextTry(s); {
+			case !ok: // what runs stays
+			case at.After(p.now):
+				p.wakeAt(at)
+				waiting = true
+			default:
+				dirty = append(dirty, s)
+			}
 		}
 		if len(s.clean) > 0 {
 			p.takeOver(s)
+			waiting = waiting || len(s.dirty) > 0
 		}
 	}
 	status := p.svc.Update
@@ -73,7 +82,7 @@ func (p *planner) update() {
 	})
 	for _, s := range dirty[:free] {
 		if cfg.Order == cloud.StartFirst {
-			p.replace(s, cloud.TaskRunning, nil, time.Time{})
+			p.replace(s, cloud.TaskRunning, p.triesOf(s), time.Time{})
 			continue
 		}
 		for _, t := range s.dirty {
@@ -82,7 +91,7 @@ func (p *planner) update() {
 		s.dirty = nil
 		p.replace(s, cloud.TaskReady, nil, time.Time{})
 	}
-	if len(dirty) > 0 || !settled {
+	if len(dirty) > 0 || waiting || !settled {
 		return
 	}
 	switch status.State {
@@ -91,6 +100,26 @@ func (p *planner) update() {
 	case cloud.UpdateRollbackStarted:
 		p.setUpdate(cloud.UpdateStatus{State: cloud.UpdateRollbackCompleted, StartedAt: status.StartedAt, CompletedAt: p.now, Message: "rollback completed"})
 	}
+}
+
+// nextTry returns when the slot, whose old task still runs, may have another new one, and false if it may not: with
+// start-first, a new task that failed before it ran is tried again as the restart policy says.
+func (p *planner) nextTry(s *slot) (time.Time, bool) {
+	newest := s.tasks[0]
+	if newest.SpecVersion != p.svc.SpecVersion || !endedByItself(newest) {
+		return time.Time{}, true
+	}
+	_, ok := p.mayRestart(newest)
+	return newest.Status.Timestamp.Add(p.restartDelay()), ok
+}
+
+// triesOf returns the restarts that the slot's next new task is to remember.
+func (p *planner) triesOf(s *slot) []time.Time {
+	if newest := s.tasks[0]; newest.SpecVersion == p.svc.SpecVersion && endedByItself(newest) {
+		restarts, _ := p.mayRestart(newest)
+		return restarts
+	}
+	return nil
 }
 
 // takeOver ends the tasks of another specification in a slot that has a right one: at once, or with start-first when the
@@ -192,8 +221,11 @@ func (p *planner) progress(cfg cloud.UpdateConfig, status *cloud.UpdateStatus) (
 	seen := map[*slot]bool{}
 	settled = true
 	p.newTasks(status, func(s *slot, t *cloud.Task) {
-		seen[s] = true
 		at, ok := reached(t)
+		if !ok && !slices.Contains(s.clean, t) && !slices.Contains(s.draining, t) {
+			return // given up before it ran, as its node was lost
+		}
+		seen[s] = true
 		if ok && (first[s].IsZero() || at.Before(first[s])) {
 			first[s] = at
 		}
