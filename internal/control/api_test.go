@@ -208,6 +208,29 @@ func TestRollbackOfAJobRunsTheOldOneAgain(t *testing.T) {
 	})
 }
 
+// TestRollbackToWhatIsGone: a service is not rolled back to a secret that was removed since, and goes on as it is.
+func TestRollbackToWhatIsGone(t *testing.T) {
+	run(t, 1, 1, func(t *testing.T, s *sim) {
+		first, err := s.api.CreateSecret(t.Context(), cloud.SecretSpec{Name: "key-1", Data: []byte("1")})
+		must(t, err)
+		spec := webSpec("web", "web:1", 2)
+		spec.Task.Container.Secrets = []cloud.FileReference{{Name: "key-1", Path: "key"}}
+		s.create(spec)
+		s.eventually("two tasks run", func() bool { return len(s.hosts["node1"].runningTasks()) == 2 })
+		s.update("web", func(sp *cloud.ServiceSpec) { sp.Task.Container.Secrets = nil })
+		s.eventually("updated", func() bool { u := s.service("web").Update; return u != nil && u.State == cloud.UpdateCompleted })
+		must(t, s.api.RemoveSecret(t.Context(), first))
+		svc := s.service("web")
+		err = s.api.UpdateService(t.Context(), svc.ID, svc.Version, cloud.ServiceSpec{}, true)
+		if !fault.Is(err, fault.InvalidArgument) || !strings.Contains(err.Error(), "secret not found: key-1") {
+			t.Errorf("rolled back: %v", err)
+		}
+		if now := s.service("web"); now.SpecVersion != svc.SpecVersion || len(s.hosts["node1"].runningTasks()) != 2 {
+			t.Errorf("the service changed: %+v", now)
+		}
+	})
+}
+
 func TestNetworks(t *testing.T) {
 	run(t, 2, 1, func(t *testing.T, s *sim) {
 		ctx := t.Context()

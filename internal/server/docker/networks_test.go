@@ -3,12 +3,16 @@ package docker
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	cerrdefs "github.com/containerd/errdefs"
 	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/client"
+
+	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/network"
 )
 
 func TestNetworkOptionsAndDefaults(t *testing.T) {
@@ -62,6 +66,41 @@ func TestConfigurationNetworksAndTheirWire(t *testing.T) {
 		if _, err := c.NetworkCreate(t.Context(), "x", o); !cerrdefs.IsNotImplemented(err) && !cerrdefs.IsPermissionDenied(err) {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// TestNetworksThatTheClusterRemoved: a network that the cluster has no more is shown no more, though containers that end
+// hold it on this host still: a stack that is deployed again makes its own, as one of the same name is not there. Without
+// a manager to ask it is shown, as what is in use here.
+func TestNetworksThatTheClusterRemoved(t *testing.T) {
+	l := newLab(t)
+	c, ctx := l.client(t), t.Context()
+	l.swarm.cluster = newFakeCluster(clusterSpecForTest)
+	l.swarm.cluster.networks["new"] = &cloud.Network{Meta: cloud.Meta{ID: "new"}, Spec: cloud.NetworkSpec{Name: "shop", Driver: "overlay"}}
+	for _, id := range []string{"old", "new"} {
+		l.networks.all[id] = network.Network{ID: id, Scope: network.ScopeSwarm, Spec: network.Spec{Name: "shop", Driver: "overlay"}}
+	}
+	ids := func() (ids []string) {
+		t.Helper()
+		nets, err := c.NetworkList(ctx, client.NetworkListOptions{Filters: make(client.Filters).Add("name", "shop")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range nets.Items {
+			ids = append(ids, n.ID)
+		}
+		slices.Sort(ids)
+		return ids
+	}
+	if got := ids(); !slices.Equal(got, []string{"new"}) {
+		t.Errorf("listed are %q", got)
+	}
+	if n, err := c.NetworkInspect(ctx, "shop", client.NetworkInspectOptions{}); err != nil || n.Network.ID != "new" {
+		t.Errorf("by name: %q, %v", n.Network.ID, err)
+	}
+	l.swarm.cluster = nil
+	if got := ids(); !slices.Equal(got, []string{"new", "old"}) {
+		t.Errorf("without a manager are listed %q", got)
 	}
 }
 
