@@ -41,7 +41,7 @@ func retryPause(n int) time.Duration {
 // Pull fetches an image from its registry, for the given platform (OS/ARCH[/VARIANT], empty: this host's). What was
 // downloaded before, whole or in part, is not fetched again. progress, if not nil, gets the lines that Docker shows; it is
 // called by one goroutine at a time.
-func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progress func(Progress)) (_ Image, err error) {
+func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progress func(Progress)) (pulled Image, err error) {
 	emit := serial(progress)
 	named, err := parseRef(ref)
 	if err != nil {
@@ -63,6 +63,10 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 		// After a failure the lease keeps what was downloaded for the next attempt, until it expires or somebody prunes.
 		if err == nil {
 			done()
+			// Now the image's names hold it: what attempts before left would only outlive them.
+			if _, e := s.dropInterrupted(context.WithoutCancel(ctx), pulled.Target.Digest); e != nil {
+				s.log.Warn("what an interrupted pull left is kept until it expires", "image", ref, "err", e)
+			}
 		} else {
 			s.interrupt(ctx)
 		}

@@ -266,6 +266,10 @@ func TestCancelledPullGoesOnLater(t *testing.T) {
 	if err := s.GC(t.Context()); err != nil { // keeps what the pull's lease still holds
 		t.Fatal(err)
 	}
+	leases, err := s.leases().List(s.ns(t.Context()))
+	if err != nil || len(leases) != 1 || leases[0].Labels["containerd.io/gc.expire"] == "" {
+		t.Fatalf("leases %v, want the dead process' with an expiry: %v", leases, err)
+	}
 	r.Set(testimage.Faults{})
 	r.Forget()
 	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
@@ -273,6 +277,10 @@ func TestCancelledPullGoesOnLater(t *testing.T) {
 		t.Fatalf("%s, %v", img.ID, err)
 	}
 	resumed(t, r.Requests())
+	// What the first attempt held does not outlive the image.
+	if _, err := s.Remove(t.Context(), ref, false, true, nil); err != nil || onDisk(t, s.cfg.Root) != 0 {
+		t.Errorf("%d bytes are left of a removed image, %v", onDisk(t, s.cfg.Root), err)
+	}
 }
 
 // pullHalf cancels a pull when some of a layer is there.
@@ -502,6 +510,10 @@ func TestCrashMidPull(t *testing.T) {
 	if m, _ := filepath.Glob(filepath.Join(root, "content/ingest/*")); len(m) == 0 {
 		t.Fatal("the crash left no partial download: the test shows nothing")
 	}
+	leases, err := s.leases().List(s.ns(t.Context()))
+	if err != nil || len(leases) != 1 || leases[0].Labels["containerd.io/gc.expire"] == "" {
+		t.Fatalf("leases %v, want the dead process' with an expiry: %v", leases, err)
+	}
 	r.Set(testimage.Faults{})
 	r.Forget()
 	img, err := s.Pull(t.Context(), ref, "", Auth{}, nil)
@@ -509,18 +521,7 @@ func TestCrashMidPull(t *testing.T) {
 		t.Fatalf("%s, %v", img.ID, err)
 	}
 	resumed(t, r.Requests())
-	// Once the dead process' lease is over, nothing but the image is left, and nothing at all once that goes.
-	ctx := s.ns(t.Context())
-	leases, err := s.leases().List(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(leases) != 1 || leases[0].Labels["containerd.io/gc.expire"] == "" {
-		t.Fatalf("leases %v, want the dead process' with an expiry", leases)
-	}
-	if err := s.leases().Delete(ctx, leases[0]); err != nil {
-		t.Fatal(err)
-	}
+	// What the dead process' lease held does not outlive the image.
 	if _, err := s.Remove(t.Context(), ref, false, true, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -216,7 +216,7 @@ func (s *Store) Prune(ctx context.Context, filter func(Image) bool, inUse func(i
 		}
 	}
 	// Also without an image to remove: what an interrupted pull or a removed container left.
-	left, err := s.dropInterrupted(ctx)
+	left, err := s.dropInterrupted(ctx, "")
 	if err != nil {
 		return out, freed, err
 	}

@@ -3,6 +3,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
@@ -45,9 +46,10 @@ func (s *Store) interrupt(ctx context.Context) {
 	}
 }
 
-// dropInterrupted gives up what interrupted work left for the next attempt, so that the next collection takes it. held
-// are the blobs, partial downloads and layers that were kept for it, among them some that others hold as well.
-func (s *Store) dropInterrupted(ctx context.Context) (held []leases.Resource, err error) {
+// dropInterrupted gives up what interrupted work left for the next attempt, so that the next collection takes it: all of
+// it, or that of work which had come to have the blob of. held are the blobs, partial downloads and layers that were kept
+// for it, among them some that others hold as well.
+func (s *Store) dropInterrupted(ctx context.Context, of digest.Digest) (held []leases.Resource, err error) {
 	m := s.leases()
 	all, err := m.List(ctx)
 	if err != nil {
@@ -63,6 +65,9 @@ func (s *Store) dropInterrupted(ctx context.Context) (held []leases.Resource, er
 		resources, err := m.ListResources(ctx, l)
 		if err != nil {
 			return held, fmt.Errorf("image store: lease %s: %w", l.ID, err)
+		}
+		if of != "" && !slices.Contains(resources, leases.Resource{ID: of.String(), Type: "content"}) {
+			continue
 		}
 		if err := m.Delete(ctx, l); err != nil {
 			return held, fmt.Errorf("image store: lease %s: %w", l.ID, err)
