@@ -175,9 +175,7 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o E
 		return errorf("exec failed: %w", err)
 	}
 	e.mu.Lock()
-	if e.running {
-		e.pid = st.PID
-	}
+	e.pid = st.PID // also of one that has ended meanwhile
 	e.mu.Unlock()
 	m.event(c, "exec_start: "+strings.Join(e.cfg.Cmd, " "), "execID", e.id)
 	return nil
@@ -237,7 +235,7 @@ func (e *execution) ended(code int) bool {
 	if e.code != nil {
 		return false
 	}
-	e.code, e.running, e.pid, e.endedAt = &code, false, 0, time.Now()
+	e.code, e.running, e.endedAt = &code, false, time.Now()
 	close(e.done)
 	return true
 }

@@ -80,8 +80,16 @@ func TestExec(t *testing.T) {
 	if err := s.CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
+	under, err := b.m.ExecGet(e)
+	if err != nil || under.PID <= 1 {
+		t.Errorf("a running exec: %+v %v", under, err)
+	}
 	if out, _ := readAll(t, s); out != "through" {
 		t.Errorf("cat gave %q", out)
+	}
+	b.eventually("the exec has ended", func() bool { x, _ := b.m.ExecGet(e); return !x.Running })
+	if over, err := b.m.ExecGet(e); err != nil || over.PID != under.PID {
+		t.Errorf("an exec that has ended: %+v %v, want the ID of the process that it was", over, err)
 	}
 	if _, err := b.m.ExecStart(t.Context(), e, ExecStartOptions{}); !fault.Is(err, fault.Conflict) {
 		t.Errorf("second start: %v", err)
