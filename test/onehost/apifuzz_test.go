@@ -63,7 +63,7 @@ func TestEveryRequestIsAnswered(t *testing.T) {
 	}
 	f.empty(t.Context())
 	NothingLeft(t, l, before)
-	Eventually(t, 30*time.Second, "descriptors given back", func(context.Context) error {
+	Eventually(t, 60*time.Second, "descriptors given back", func(context.Context) error {
 		if now := descriptors(daemon); now > open+40 {
 			return fmt.Errorf("%d are open, %d were", now, open)
 		}

@@ -287,7 +287,7 @@ func TestBuilderKilled(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		Eventually(t, 20*time.Second, "the end of what was being built", func(context.Context) error {
+		Eventually(t, 60*time.Second, "the end of what was being built", func(context.Context) error {
 			mounts, err := os.ReadFile("/proc/self/mounts")
 			if err != nil {
 				return err
@@ -326,7 +326,7 @@ func TestBuilderEndsWhenIdle(t *testing.T) {
 	}
 	for range 2 {
 		mustSolve(t, h, buildSpec{dockerfile: "FROM " + image + "\nRUN echo x\n", tags: "docker.io/library/x:1"})
-		Eventually(t, 20*time.Second, "the builder's end", func(context.Context) error {
+		Eventually(t, 60*time.Second, "the builder's end", func(context.Context) error {
 			if pid := builderPID(h); pid != 0 {
 				return fmt.Errorf("process %d", pid)
 			}

@@ -125,7 +125,7 @@ func TestComposeUpGoesOnAfterARestart(t *testing.T) {
 		if times > 1 {
 			Docker(t, h, "restart", "-t", "0", "again-app-1")
 		}
-		Eventually(t, 20*time.Second, fmt.Sprintf("the first line of run %d", times), func(context.Context) error {
+		Eventually(t, 60*time.Second, fmt.Sprintf("the first line of run %d", times), func(context.Context) error {
 			text, err := os.ReadFile(shown.Name())
 			if n := strings.Count(string(text), "app-1  | "); err != nil || n < times {
 				return fmt.Errorf("%d lines, %v:\n%s", n, err, text)

@@ -141,7 +141,7 @@ func TestVolumes(t *testing.T) {
 func TestRestartPolicyAndHealth(t *testing.T) {
 	_, h := one(t)
 	Docker(t, h, "run", "-d", "--name", "again", "--restart", "on-failure:3", image, "exit", "4")
-	Eventually(t, 20*time.Second, "three restarts, then the end", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "three restarts, then the end", func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "inspect", "-f", "{{.RestartCount}} {{.State.Status}} {{.State.ExitCode}}", "again")
 		if err == nil && out != "3 exited 4" {
 			err = errors.New(out)
@@ -151,7 +151,7 @@ func TestRestartPolicyAndHealth(t *testing.T) {
 	Docker(t, h, "run", "-d", "--name", "well", "--health-cmd", "/probe get http://127.0.0.1:8080", "--health-interval", "200ms", image)
 	Docker(t, h, "run", "-d", "--name", "ill", "--health-cmd", "/probe false", "--health-interval", "100ms", "--health-retries", "2", image)
 	for name, want := range map[string]string{"well": "healthy", "ill": "unhealthy"} {
-		Eventually(t, 20*time.Second, name+" is "+want, func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, name+" is "+want, func(ctx context.Context) error {
 			out, err := h.Docker(ctx, "inspect", "-f", "{{.State.Health.Status}}", name)
 			if err == nil && out != want {
 				err = errors.New(out)

@@ -104,7 +104,7 @@ func TestSecondDaemonIsRefused(t *testing.T) {
 		"--exec-root": {"--data-root", filepath.Join(t.TempDir(), "data"), "--exec-root", h.ExecRoot()},
 		"--data-root": {"--data-root", h.DataRoot(), "--exec-root", filepath.Join(t.TempDir(), "exec")},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 		defer cancel()
 		args = append([]string{"--net=" + h.NetNS, l.Binaries.Path("sampand"), "-H", "unix://" + filepath.Join(t.TempDir(), "s"),
 			"--pidfile", filepath.Join(t.TempDir(), "pid"), "--cgroup-parent", h.CgroupParent()}, args...)
@@ -134,7 +134,7 @@ func TestReboot(t *testing.T) {
 	}
 	fetch(t, l.Client, "http://"+h.Addr.String()+":8080")
 	want := "always running, never exited, stopped exited, unless running"
-	Eventually(t, 10*time.Second, want, func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, want, func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "ps", "-a", "--format", "{{.Names}} {{.State}}")
 		lines := strings.Split(out, "\n")
 		slices.Sort(lines)

@@ -142,7 +142,7 @@ func TestIdleConnections(t *testing.T) {
 		t.Errorf("daemon and keeper have %d MB with %d connections, had %d", now>>20, count, before>>20)
 	}
 	closeAll()
-	Eventually(t, 20*time.Second, "descriptors given back", func(context.Context) error {
+	Eventually(t, 60*time.Second, "descriptors given back", func(context.Context) error {
 		if now := descriptors(h.DaemonPID()); now > open+20 {
 			return fmt.Errorf("%d are open, %d were", now, open)
 		}

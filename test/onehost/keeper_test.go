@@ -108,9 +108,9 @@ func TestForegroundOutlivesTheKeeper(t *testing.T) {
 			return err
 		}
 	}
-	Eventually(t, 20*time.Second, "the first line", printed("fg"))
+	Eventually(t, 60*time.Second, "the first line", printed("fg"))
 	go run("attach", "attach", "--no-stdin", "fg")
-	Eventually(t, 20*time.Second, "the exec runs", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the exec runs", func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "top", "sleeper")
 		if err == nil && !strings.Contains(out, "tick") {
 			err = errors.New(out)
@@ -122,7 +122,7 @@ func TestForegroundOutlivesTheKeeper(t *testing.T) {
 		if err := h.KillKeeper(); err != nil {
 			t.Fatal(err)
 		}
-		Eventually(t, 20*time.Second, "a new keeper, and another line", func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, "a new keeper, and another line", func(ctx context.Context) error {
 			if pid := h.KeeperPID(); pid == 0 || pid == old {
 				return fmt.Errorf("keeper is process %d", pid)
 			}
@@ -170,7 +170,7 @@ func TestSecondDaemon(t *testing.T) {
 		for k, v := range all {
 			args = append(args, k, v)
 		}
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 		defer cancel()
 		out, err := exec.CommandContext(ctx, "nsenter", args...).CombinedOutput()
 		if err == nil || ctx.Err() != nil {

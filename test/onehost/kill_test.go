@@ -267,7 +267,7 @@ func (c *life) live(ctx context.Context, h *testhost.Host) {
 // those it does not handle. It is an error if it does not run, as far as the daemon knows once it answers.
 func (c *life) firstLine(ctx context.Context, h *testhost.Host) error {
 	var not error
-	err := testhost.WaitFor(ctx, 10*time.Second, c.name+"'s first line", func(ctx context.Context) error {
+	err := testhost.WaitFor(ctx, 60*time.Second, c.name+"'s first line", func(ctx context.Context) error {
 		status, err := h.Docker(ctx, "inspect", "-f", "{{.State.Status}}", c.name)
 		switch {
 		case err != nil && strings.Contains(err.Error(), "o such"), err == nil && status != "running":
@@ -318,7 +318,7 @@ func (c *life) check(t *testing.T, h *testhost.Host, what, victim string) {
 	}
 	if f[0] == "running" && c.ends {
 		// It may have been started this moment.
-		Eventually(t, 10*time.Second, what+": its end", func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, what+": its end", func(ctx context.Context) error {
 			if state, err = h.Docker(ctx, "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.State.Pid}} {{.Id}} {{.State.Error}}", c.name); err != nil {
 				return err
 			}

@@ -158,7 +158,7 @@ func TestPauseStopsTheClock(t *testing.T) {
 	}
 	Docker(t, h, "run", "-d", "--name", "ticker", image, "tick")
 	count := func() int { return strings.Count(Docker(t, h, "logs", "ticker"), "\n") }
-	Eventually(t, 10*time.Second, "ticks", func(context.Context) error {
+	Eventually(t, 60*time.Second, "ticks", func(context.Context) error {
 		if n := count(); n < 2 {
 			return fmt.Errorf("%d lines", n)
 		}
@@ -172,7 +172,7 @@ func TestPauseStopsTheClock(t *testing.T) {
 		t.Errorf("a paused container printed: %d lines became %d", paused, n)
 	}
 	Docker(t, h, "unpause", "ticker")
-	Eventually(t, 10*time.Second, "further ticks", func(context.Context) error {
+	Eventually(t, 60*time.Second, "further ticks", func(context.Context) error {
 		if n := count(); n <= paused {
 			return errors.New("none")
 		}

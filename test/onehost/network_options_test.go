@@ -36,7 +36,7 @@ func TestLinks(t *testing.T) {
 	if now == was {
 		t.Fatalf("the address is the same: %s", now)
 	}
-	Eventually(t, 10*time.Second, "the hosts file to follow", func(context.Context) error {
+	Eventually(t, 60*time.Second, "the hosts file to follow", func(context.Context) error {
 		if text := hosts(); !strings.Contains(text, now+"\tstore") || strings.Contains(text, was+"\t") {
 			return fmt.Errorf("%s", text)
 		}

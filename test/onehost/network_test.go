@@ -55,7 +55,7 @@ func TestNetworkModes(t *testing.T) {
 	Docker(t, h, "run", "-d", "--name", "one", image)
 	contains(t, "container:", Docker(t, h, "run", "--rm", "--network", "container:one", image, "get", "http://127.0.0.1:8080"), " ")
 	Docker(t, h, "run", "-d", "--name", "two", "--network", "host", image)
-	Eventually(t, 10*time.Second, "host networking", func(context.Context) error {
+	Eventually(t, 60*time.Second, "host networking", func(context.Context) error {
 		resp, err := h.HTTP(time.Second).Get("http://127.0.0.1:8080")
 		if err == nil {
 			resp.Body.Close()
@@ -79,7 +79,7 @@ func TestUnpublishedIsClosed(t *testing.T) {
 func fetch(t *testing.T, from *testhost.Machine, url string) string {
 	t.Helper()
 	var body []byte
-	Eventually(t, 10*time.Second, url+" from "+from.Name, func(context.Context) error {
+	Eventually(t, 60*time.Second, url+" from "+from.Name, func(context.Context) error {
 		resp, err := from.HTTP(2 * time.Second).Get(url)
 		if err != nil {
 			return err
@@ -106,7 +106,7 @@ func TestPublishedUDP(t *testing.T) {
 	l, h := one(t)
 	Docker(t, h, "run", "-d", "--name", "web", "-h", "answerer", "-p", "8081:8081/udp", image)
 	for where, from := range map[string]*testhost.Machine{"127.0.0.1:8081": h.Machine, h.Addr.String() + ":8081": l.Client} {
-		Eventually(t, 10*time.Second, "an answer at "+where+" to "+from.Name, func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, "an answer at "+where+" to "+from.Name, func(ctx context.Context) error {
 			c, err := from.Dial(ctx, "udp", where)
 			if err != nil {
 				return err

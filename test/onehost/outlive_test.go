@@ -39,7 +39,7 @@ func TestDaemonGone(t *testing.T) {
 			Docker(t, h, "stop", "ticker")
 			equal(t, "exit code", Docker(t, h, "inspect", "-f", "{{.State.ExitCode}}", "ticker"), "7")
 			wholeTicks(t, Docker(t, h, "logs", "ticker"))
-			Eventually(t, 10*time.Second, "the container that ended meanwhile", func(ctx context.Context) error {
+			Eventually(t, 60*time.Second, "the container that ended meanwhile", func(ctx context.Context) error {
 				out, err := h.Docker(ctx, "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", ends)
 				if err == nil && out != "exited 1" {
 					err = errors.New(out)
@@ -60,7 +60,7 @@ func TestKeeperGone(t *testing.T) {
 	if err := h.KillKeeper(); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 10*time.Second, "a new keeper", func(context.Context) error {
+	Eventually(t, 60*time.Second, "a new keeper", func(context.Context) error {
 		if pid := h.KeeperPID(); pid == 0 || pid == old {
 			return fmt.Errorf("keeper is process %d", pid)
 		}

@@ -218,7 +218,7 @@ func TestLostImageDatabase(t *testing.T) {
 	equal(t, "what runs", Docker(t, h, "inspect", "-f", "{{.State.Status}}", "web"), "running")
 	contains(t, "and can be entered", Docker(t, h, "exec", "web", "/probe", "cat", "/data/hello"), "from the image")
 	Load(t, h)
-	Eventually(t, 20*time.Second, "a container that was made before can be started", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "a container that was made before can be started", func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "start", "-a", "later")
 		if err == nil && out != "still here" {
 			err = errors.New(out)

@@ -46,7 +46,7 @@ func refusedWithoutShiftedMounts(t *testing.T, args ...string) {
 	if err := h.Launch(); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 30*time.Second, "the daemon's word on what it takes", func(context.Context) error {
+	Eventually(t, 60*time.Second, "the daemon's word on what it takes", func(context.Context) error {
 		if text := h.LogTail(5); !strings.Contains(text, "5.19") {
 			return errors.New(text)
 		}
@@ -279,7 +279,7 @@ func TestUserNSInACluster(t *testing.T) {
 	}
 	Docker(t, h, "network", "create", "-d", "overlay", "--attachable", "shop")
 	Docker(t, h, "service", "create", "-d", "--no-resolve-image", "--name", "api", "--network", "shop", "--replicas", "2", "-p", "8080:8080", image)
-	Eventually(t, 40*time.Second, "an answer through the virtual IP", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "an answer through the virtual IP", func(ctx context.Context) error {
 		_, err := h.Docker(ctx, "run", "--rm", "--network", "shop", image, "get", "http://api:8080")
 		return err
 	})
