@@ -226,7 +226,7 @@ func (h *Host) Processes() []int { return processesIn(h.NetNS) }
 
 // killEverything kills the daemon, its helpers and the containers, and returns when they are gone.
 func (h *Host) killEverything(ctx context.Context) error {
-	return WaitFor(ctx, 10*time.Second, "the end of every process of "+h.Name, func(context.Context) error {
+	return WaitFor(ctx, 30*time.Second, "the end of every process of "+h.Name, func(context.Context) error {
 		pids := append(h.Processes(), CgroupProcesses(h.CgroupParent())...)
 		for _, pid := range pids {
 			_ = syscall.Kill(pid, syscall.SIGKILL)

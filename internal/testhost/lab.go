@@ -133,7 +133,7 @@ func (l *Lab) Swarm(ctx context.Context, managers int) error {
 			return err
 		}
 	}
-	return WaitFor(ctx, 30*time.Second, "every node ready", func(ctx context.Context) error {
+	return WaitFor(ctx, 60*time.Second, "every node ready", func(ctx context.Context) error {
 		out, err := first.Docker(ctx, "node", "ls", "--format", "{{.Hostname}} {{.Status}}")
 		if err != nil {
 			return err

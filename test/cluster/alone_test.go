@@ -17,6 +17,7 @@ import (
 // that are killed run again, as do those of a host that was booted, names, virtual addresses and published ports lead to
 // them, and the managers' return changes nothing that is right.
 func TestOnTheirOwn(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 4, 3)
 	h, worker := l.Hosts[0], l.Hosts[3]
 	away := l.Hosts[1:3]
@@ -39,7 +40,7 @@ func TestOnTheirOwn(t *testing.T) {
 	}
 	serves := func(when string) {
 		t.Helper()
-		Eventually(t, 30*time.Second, "containers again "+when, func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, "containers again "+when, func(ctx context.Context) error {
 			for host, want := range map[*testhost.Host]int{h: 1, worker: 2} {
 				out, err := host.Docker(ctx, "ps", "-q")
 				if err != nil {
@@ -54,14 +55,14 @@ func TestOnTheirOwn(t *testing.T) {
 		for _, host := range []*testhost.Host{h, worker} {
 			answers(t, l.Client, fmt.Sprintf("http://%s:8080", host.Addr), 2)
 			id := strings.Fields(Docker(t, host, "ps", "-q"))[0]
-			Docker(t, host, "exec", id, "/probe", "get", "http://web:8080")
-			Docker(t, host, "exec", id, "/probe", "get", "http://api:8080")
+			Soon(t, host, "exec", id, "/probe", "get", "http://web:8080")
+			Soon(t, host, "exec", id, "/probe", "get", "http://api:8080") // which may have been started this moment
 			if n := strings.Count(Docker(t, host, "exec", id, "/probe", "lookup", "tasks.web"), "10."); n != 2 {
 				t.Errorf("%s: on %s tasks.web has %d addresses, want 2", when, host.Name, n)
 			}
 		}
 	}
-	Eventually(t, 20*time.Second, "the loss of the quorum noticed", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the loss of the quorum noticed", func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "info", "-f", "{{.Swarm.Error}}")
 		if err == nil && !strings.Contains(out, "does not have a leader") {
 			err = errors.New("a leader there is")
@@ -86,7 +87,7 @@ func TestOnTheirOwn(t *testing.T) {
 	if err := worker.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 30*time.Second, "the worker's containers without any manager", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the worker's containers without any manager", func(ctx context.Context) error {
 		if out, err := worker.Docker(ctx, "ps", "-q"); err != nil || len(strings.Fields(out)) != 2 {
 			return fmt.Errorf("%q %w", out, err)
 		}
@@ -116,7 +117,7 @@ func TestOnTheirOwn(t *testing.T) {
 	managers(t, h, l.Hosts[:3]...)
 	running(t, h, "web", 2)
 	running(t, h, "api", 1)
-	Eventually(t, 30*time.Second, "the task that is not restarted noted as failed", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the task that is not restarted noted as failed", func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "service", "ps", "--format", "{{.CurrentState}}", "once")
 		if err == nil && !strings.HasPrefix(out, "Failed") {
 			err = errors.New(out)

@@ -1,6 +1,8 @@
 package cluster
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,9 +22,13 @@ func TestServicesOnTheHostsNetworks(t *testing.T) {
 	Docker(t, h, "service", "create", "-d", "--no-resolve-image", "--name", "agent", "--mode", "global", "--network", "host", image)
 	running(t, h, "agent", 2)
 	for _, host := range l.Hosts {
-		if answer, err := get(l.Client.HTTP(5*time.Second), fmt.Sprintf("http://%s:8080", host.Addr)); err != nil || !strings.Contains(answer, l.Client.Addr.String()) {
-			t.Errorf("%s answers %q, %v", host.Name, answer, err)
-		}
+		Eventually(t, 60*time.Second, host.Name+"'s answer with the client's address", func(context.Context) error { // it runs, and may not listen yet
+			answer, err := get(l.Client.HTTP(5*time.Second), fmt.Sprintf("http://%s:8080", host.Addr))
+			if err == nil && !strings.Contains(answer, l.Client.Addr.String()) {
+				err = errors.New(answer)
+			}
+			return err
+		})
 	}
 	if shown := Docker(t, h, "service", "inspect", "--pretty", "agent"); !strings.Contains(shown, "Networks: host") {
 		t.Errorf("the service shows\n%s", shown)
@@ -58,6 +64,22 @@ networks:
 			answers(t, l.Client, fmt.Sprintf("http://%s:8088", host.Addr), 1)
 		}
 	}
+
+	// A stack that is removed can be deployed again at once, though its last containers hold its network still.
+	if err := os.WriteFile(file, []byte(`
+services:
+  web: {image: "test/probe:1", networks: [own], ports: ["8090:8080"]}
+networks: {own: {}}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		Docker(t, h, "stack", "deploy", "-d", "--resolve-image", "never", "-c", file, "again")
+		running(t, h, "again_web", 1)
+		Docker(t, h, "stack", "rm", "again")
+	}
+	Docker(t, h, "stack", "deploy", "-d", "--resolve-image", "never", "-c", file, "again")
+	answers(t, l.Client, fmt.Sprintf("http://%s:8090", h.Addr), 1)
 	Refused(t, h, []string{"cannot be combined"}, "service", "create", "-d", "--network", "host", "--network", "n", image)
 	Refused(t, h, []string{"mode=host"}, "service", "create", "-d", "--network", "host", "--publish", "8089:8080", image)
 	if out := Docker(t, h, "network", "ls", "--filter", "name=host", "--format", "{{.Name}} {{.Scope}}"); out != "host local" {

@@ -62,12 +62,13 @@ func TestJobs(t *testing.T) {
 	}
 
 	// A host is lost in the middle of it.
-	create("long", "replicated-job", "--detach", "--replicas", "6", "--max-concurrent", "6", image, "sleep", "6s")
-	Eventually(t, 20*time.Second, "six at work", func(ctx context.Context) error {
-		if out, err := h.Docker(ctx, "service", "ls", "--filter", "name=long", "--format", "{{.Replicas}}"); err != nil || out != "6/6 (0/6 completed)" {
-			return fmt.Errorf("%s %w", out, err)
+	create("long", "replicated-job", "--detach", "--replicas", "6", "--max-concurrent", "6", image, "sleep", "4s")
+	Eventually(t, 60*time.Second, "work on the host that will be lost", func(ctx context.Context) error {
+		out, err := l.Hosts[2].Docker(ctx, "ps", "-q", "--filter", "label=com.docker.swarm.service.name=long")
+		if err == nil && out == "" {
+			err = errors.New("none yet")
 		}
-		return nil
+		return err
 	})
 	if err := l.Hosts[2].Lose(t.Context()); err != nil {
 		t.Fatal(err)

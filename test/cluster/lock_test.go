@@ -38,7 +38,7 @@ func TestAutolock(t *testing.T) {
 
 	state := func(host *testhost.Host, want string) {
 		t.Helper()
-		Eventually(t, 30*time.Second, host.Name+" is "+want, func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, host.Name+" is "+want, func(ctx context.Context) error {
 			out, err := host.Docker(ctx, "info", "-f", "{{.Swarm.LocalNodeState}}")
 			if err == nil && out != want {
 				err = errors.New(out)
@@ -88,7 +88,7 @@ func TestAutolock(t *testing.T) {
 	if next == key {
 		t.Error("the key is the same after its rotation")
 	}
-	Eventually(t, 20*time.Second, "the new key to be the one", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the new key to be the one", func(ctx context.Context) error {
 		if err := errors.Join(h.Stop(ctx), h.Start(ctx)); err != nil {
 			return err
 		}
@@ -96,7 +96,7 @@ func TestAutolock(t *testing.T) {
 	})
 	managers(t, h, h, second)
 	Docker(t, h, "swarm", "update", "--autolock=false")
-	Eventually(t, 20*time.Second, "no lock any more", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "no lock any more", func(ctx context.Context) error {
 		if err := errors.Join(h.Stop(ctx), h.Start(ctx)); err != nil {
 			return err
 		}

@@ -48,7 +48,7 @@ func TestLogsOfTasksToCome(t *testing.T) {
 		})
 	}
 	Docker(t, l.Hosts[0], "service", "update", "-d", "--replicas", "4", "--force", "web")
-	Eventually(t, 40*time.Second, "the lines of four new tasks at both managers", func(context.Context) error {
+	Eventually(t, 60*time.Second, "the lines of four new tasks at both managers", func(context.Context) error {
 		mu.Lock()
 		defer mu.Unlock()
 		if len(seen) != 2*4 {

@@ -15,6 +15,7 @@ import (
 // TestWorkerLost: a host is cut off and killed; its replicas run elsewhere, and it takes up its part again when it is
 // back.
 func TestWorkerLost(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 1)
 	h, lost := l.Hosts[0], l.Hosts[2]
 	Docker(t, h, "network", "create", "-d", "overlay", "n")
@@ -39,6 +40,7 @@ func TestWorkerLost(t *testing.T) {
 
 // TestLeaderLost: the leading manager dies; the API answers on another one and the cluster goes on being controlled.
 func TestLeaderLost(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 3)
 	lost, h := l.Hosts[0], l.Hosts[1]
 	Docker(t, lost, "network", "create", "-d", "overlay", "n")
@@ -46,7 +48,7 @@ func TestLeaderLost(t *testing.T) {
 	if err := lost.Lose(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 20*time.Second, "the API of another manager", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the API of another manager", func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "node", "ls", "--format", "{{.Hostname}} {{.ManagerStatus}}")
 		if err == nil && !strings.Contains(out, "Leader") {
 			err = errors.New(out)
@@ -62,6 +64,7 @@ func TestLeaderLost(t *testing.T) {
 // TestPartitionHeals: a host that is only cut off keeps running what it has; when the cable is back, what was replaced
 // meanwhile is stopped there.
 func TestPartitionHeals(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 1)
 	h, cut := l.Hosts[0], l.Hosts[2]
 	Docker(t, h, "network", "create", "-d", "overlay", "n")
@@ -78,7 +81,7 @@ func TestPartitionHeals(t *testing.T) {
 		t.Fatal(err)
 	}
 	status(t, h, cut, "Ready")
-	Eventually(t, 30*time.Second, "as many containers as tasks", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "as many containers as tasks", func(ctx context.Context) error {
 		n := 0
 		for _, host := range l.Hosts {
 			out, err := host.Docker(ctx, "ps", "-q")
@@ -116,7 +119,7 @@ func TestDaemonsKilledUnderLoad(t *testing.T) {
 	if err := victim.KillKeeper(); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 10*time.Second, "a new keeper", func(context.Context) error {
+	Eventually(t, 60*time.Second, "a new keeper", func(context.Context) error {
 		if pid := victim.KeeperPID(); pid == 0 || pid == old {
 			return errors.New("none yet")
 		}
@@ -133,7 +136,7 @@ func TestDaemonsKilledUnderLoad(t *testing.T) {
 // status waits until the node of host shows the status.
 func status(t *testing.T, h, host *testhost.Host, want string) {
 	t.Helper()
-	Eventually(t, 30*time.Second, host.Name+" is "+want, func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, host.Name+" is "+want, func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "node", "ls", "--format", "{{.Hostname}} {{.Status}}")
 		if err == nil && !strings.Contains(out, host.Name+" "+want) {
 			err = errors.New(out)

@@ -42,7 +42,7 @@ func contains(all []string, s string) bool {
 // running waits until the service has n running tasks, none of them on a host in not.
 func running(t *testing.T, h *testhost.Host, name string, n int, not ...*testhost.Host) {
 	t.Helper()
-	labtest.Eventually(t, 40*time.Second, fmt.Sprintf("%d running tasks of %s", n, name), func(ctx context.Context) error {
+	labtest.Eventually(t, 60*time.Second, fmt.Sprintf("%d running tasks of %s", n, name), func(ctx context.Context) error {
 		return runs(ctx, h, name, n, not...)
 	})
 }
@@ -74,7 +74,7 @@ func answers(t *testing.T, m *testhost.Machine, url string, n int) map[string]in
 	t.Helper()
 	seen := map[string]int{}
 	client := m.HTTP(2 * time.Second)
-	labtest.Eventually(t, 20*time.Second, fmt.Sprintf("answers of %d tasks at %s", n, url), func(context.Context) error {
+	labtest.Eventually(t, 60*time.Second, fmt.Sprintf("answers of %d tasks at %s", n, url), func(context.Context) error {
 		for range 4 * n {
 			body, err := get(client, url)
 			if err != nil {

@@ -79,6 +79,7 @@ func joinAll(t *testing.T, first *testhost.Host, hosts ...*testhost.Host) {
 // the other three control the cluster, forget the dead, and can lose one more, which shows that the dead count no longer.
 // A host in the place of the first one becomes a manager as it did.
 func TestFiveManagers(t *testing.T) {
+	t.Parallel()
 	l := New(t, 5)
 	first, second, h := l.Hosts[0], l.Hosts[1], l.Hosts[2]
 	Docker(t, first, "swarm", "init", "--advertise-addr", first.Addr.String())
@@ -98,7 +99,7 @@ func TestFiveManagers(t *testing.T) {
 		status(t, h, lost, "Down")
 		Refused(t, h, []string{"must be demoted"}, "node", "rm", "--force", lost.Name)
 		Docker(t, h, "node", "demote", lost.Name)
-		Eventually(t, 30*time.Second, lost.Name+" removed", func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, lost.Name+" removed", func(ctx context.Context) error {
 			_, err := h.Docker(ctx, "node", "rm", "--force", lost.Name)
 			return err
 		})
@@ -131,6 +132,7 @@ func TestFiveManagers(t *testing.T) {
 
 // TestManagersAtTheirMost: a cluster takes seven managers and says clearly that it takes no more.
 func TestManagersAtTheirMost(t *testing.T) {
+	t.Parallel()
 	l := New(t, 8)
 	first, eighth := l.Hosts[0], l.Hosts[7]
 	Docker(t, first, "swarm", "init", "--advertise-addr", first.Addr.String())

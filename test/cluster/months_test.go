@@ -19,6 +19,7 @@ import (
 // TestBackAfterMonths: hosts come back by themselves after a time longer than their certificates are valid: a worker and
 // a manager of a cluster that went on, and then the whole cluster.
 func TestBackAfterMonths(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 4, 3)
 	h, manager, worker := l.Hosts[0], l.Hosts[2], l.Hosts[3]
 	Docker(t, h, "network", "create", "-d", "overlay", "n")

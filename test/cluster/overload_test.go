@@ -17,7 +17,7 @@ import (
 // TestOverloadIsNoLoss: hosts that get only a fraction of the processors they want, and wait for their disk, are not
 // taken for lost: no node is declared down and no task is replaced. SAMPAN_OVERLOAD says for how long, such as 10m.
 func TestOverloadIsNoLoss(t *testing.T) {
-	bound := 30 * time.Second
+	bound := 20 * time.Second
 	if d := os.Getenv("SAMPAN_OVERLOAD"); d != "" {
 		var err error
 		if bound, err = time.ParseDuration(d); err != nil {

@@ -38,7 +38,7 @@ func in(t *testing.T, h *testhost.Host, container string, args ...string) string
 // rejected waits until a task of the service has been rejected with these words.
 func rejected(t *testing.T, h *testhost.Host, name, want string) {
 	t.Helper()
-	Eventually(t, 20*time.Second, fmt.Sprintf("a task of %s rejected with %q", name, want), func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, fmt.Sprintf("a task of %s rejected with %q", name, want), func(ctx context.Context) error {
 		out, err := h.Docker(ctx, "service", "ps", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", name)
 		if err == nil && (!strings.Contains(out, "Rejected") || !strings.Contains(out, want)) {
 			err = errors.New(out)
@@ -59,7 +59,7 @@ func TestMountsOfServices(t *testing.T) {
 	}
 	Docker(t, h, "volume", "create", "parts")
 	Docker(t, h, "run", "--rm", "-v", "parts:/data", image, "write", "/data/hello", "part")
-	service(t, h, "web", 1, "--mount", "type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=0750",
+	service(t, h, "web", 1, "--update-monitor", "500ms", "--mount", "type=tmpfs,dst=/t,tmpfs-size=1m,tmpfs-mode=0750",
 		"--mount", "type=bind,src="+folder+",dst=/once,bind-propagation=private,bind-recursive=disabled",
 		"--mount", "type=image,src="+image+",dst=/i,image-subpath=data",
 		"--mount", "type=volume,src=of-{{.Service.Name}}-{{.Task.Slot}},dst=/data/{{.Node.ID}},volume-label=slot={{.Task.Slot}}")
@@ -78,7 +78,7 @@ func TestMountsOfServices(t *testing.T) {
 	if _, err := api.ServiceUpdate(t.Context(), s.Service.ID, client.ServiceUpdateOptions{Version: s.Service.Version, Spec: s.Service.Spec}); err != nil {
 		t.Fatal(err)
 	}
-	Eventually(t, 20*time.Second, "another container", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "another container", func(ctx context.Context) error {
 		now, err := h.Docker(ctx, "ps", "-q")
 		if err == nil && (now == c || len(strings.Fields(now)) != 1) {
 			err = errors.New(now)
@@ -259,7 +259,7 @@ func TestGenericResources(t *testing.T) {
 	if got := Docker(t, h, "node", "inspect", "-f", "{{json .Description.Resources.GenericResources}}", rich.Name); !strings.Contains(got, `{"NamedResourceSpec":{"Kind":"GPU","Value":"red"}}`) || !strings.Contains(got, `{"DiscreteResourceSpec":{"Kind":"disk","Value":3}}`) {
 		t.Errorf("the node has %s", got)
 	}
-	Docker(t, h, "service", "create", "-d", "--name", "learn", "--replicas", "3", "--generic-resource", "GPU=1", "--generic-resource", "disk=1", image)
+	Docker(t, h, "service", "create", "-d", "--name", "learn", "--replicas", "3", "--update-monitor", "500ms", "--generic-resource", "GPU=1", "--generic-resource", "disk=1", image)
 	running(t, h, "learn", 2)
 	given := map[string]bool{}
 	for id := range strings.FieldsSeq(Docker(t, rich, "ps", "-q")) {
@@ -269,10 +269,13 @@ func TestGenericResources(t *testing.T) {
 	if len(given) != 2 || !given["red 1"] || !given["blue 1"] {
 		t.Errorf("the tasks were given %v", given)
 	}
-	waits := Docker(t, h, "service", "ps", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", "learn")
-	if !strings.Contains(waits, "insufficient resources on 2 nodes") {
-		t.Errorf("the third task:\n%s", waits)
-	}
+	Eventually(t, 60*time.Second, "why the third task waits", func(ctx context.Context) error {
+		out, err := h.Docker(ctx, "service", "ps", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", "learn")
+		if err == nil && !strings.Contains(out, "insufficient resources on 2 nodes") {
+			err = errors.New(out)
+		}
+		return err
+	})
 	// One that goes gives back what it had, and to an update what its predecessor had is enough.
 	Docker(t, h, "service", "update", "--replicas", "2", "--env-add", "A=b", "learn")
 	running(t, h, "learn", 2, h)

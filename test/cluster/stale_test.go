@@ -163,7 +163,7 @@ func (c *chaos) settle(when string) {
 	c.t.Helper()
 	began := time.Now()
 	defer func() { c.t.Logf("%s: all agree after %v", when, time.Since(began).Round(10*time.Millisecond)) }()
-	Eventually(c.t, 40*time.Second, "nothing stale after "+when, func(ctx context.Context) error {
+	Eventually(c.t, 60*time.Second, "nothing stale after "+when, func(ctx context.Context) error {
 		for _, h := range c.lab.Hosts {
 			if err := c.findWatcher(ctx, h); err != nil {
 				return err

@@ -39,6 +39,7 @@ func TestPlannedChangesFailNoRequest(t *testing.T) {
 
 // TestFailedUpdateRollsBack: an update whose tasks fail goes back by itself, and the service never stops answering.
 func TestFailedUpdateRollsBack(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	h := l.Hosts[0]
 	Docker(t, h, "network", "create", "-d", "overlay", "n")
@@ -49,10 +50,13 @@ func TestFailedUpdateRollsBack(t *testing.T) {
 	Docker(t, h, "service", "update", "-d", "--args", "exit 1", "web")
 	Eventually(t, 60*time.Second, "the rollback complete", updated(h.Docker, "web", "rollback_completed"))
 	running(t, h, "web", 4)
-	body, err := get(l.Client.HTTP(3*time.Second), url)
-	if err != nil || !strings.Contains(body, " good ") {
-		t.Errorf("after the rollback the service answers %q, %v", body, err)
-	}
+	Eventually(t, 60*time.Second, "an answer of the good one", func(context.Context) error { // a task that runs may not listen yet
+		body, err := get(l.Client.HTTP(3*time.Second), url)
+		if err == nil && !strings.Contains(body, " good ") {
+			err = errors.New(body)
+		}
+		return err
+	})
 	if args := Docker(t, h, "service", "inspect", "-f", "{{.Spec.TaskTemplate.ContainerSpec.Args}}", "web"); args != "[serve good]" {
 		t.Errorf("the specification has %s", args)
 	}
@@ -60,18 +64,19 @@ func TestFailedUpdateRollsBack(t *testing.T) {
 
 // TestPromoteAndDemote: a worker becomes a manager and a worker again, live.
 func TestPromoteAndDemote(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	a, b := l.Hosts[0], l.Hosts[1]
 	service(t, a, "web", 2)
 	Docker(t, a, "node", "promote", b.Name)
-	Eventually(t, 30*time.Second, "the API of the new manager", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the API of the new manager", func(ctx context.Context) error {
 		_, err := b.Docker(ctx, "service", "ls")
 		return err
 	})
 	Docker(t, b, "service", "scale", "-d", "web=3")
 	running(t, a, "web", 3)
 	Docker(t, a, "node", "demote", b.Name)
-	Eventually(t, 30*time.Second, "a worker again", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "a worker again", func(ctx context.Context) error {
 		if _, err := b.Docker(ctx, "service", "ls"); err == nil || !strings.Contains(err.Error(), "not a swarm manager") {
 			return fmt.Errorf("service ls on the demoted node: %v", err)
 		}

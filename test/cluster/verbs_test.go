@@ -18,13 +18,14 @@ func TestWaitingForServices(t *testing.T) {
 	t.Parallel()
 	l := Cluster(t, 2, 1)
 	h := l.Hosts[0]
+	// The command waits for as long as an update is monitored, five seconds unless told otherwise.
 	for _, args := range [][]string{
-		{"service", "create", "--no-resolve-image", "--name", "web", "--replicas", "2", image},
+		{"service", "create", "--no-resolve-image", "--name", "web", "--replicas", "2", "--update-monitor", "500ms", "--rollback-monitor", "500ms", image},
 		{"service", "scale", "web=4"},
 		{"service", "scale", "web=1"},
 		{"service", "update", "--env-add", "A=b", "web"},
 		{"service", "rollback", "web"},
-		{"service", "create", "--no-resolve-image", "--name", "everywhere", "--mode", "global", image},
+		{"service", "create", "--no-resolve-image", "--name", "everywhere", "--mode", "global", "--update-monitor", "500ms", image},
 	} {
 		out := Docker(t, h, args...)
 		if !strings.Contains(out, "converged") && !strings.Contains(out, "rolled back") {
@@ -67,7 +68,7 @@ func TestConnectFromAnywhere(t *testing.T) {
 	for _, h := range l.Hosts {
 		Docker(t, h, "network", "disconnect", "n", "on-"+h.Name)
 	}
-	Eventually(t, 20*time.Second, "the network unused", removed(l, "n"))
+	Eventually(t, 60*time.Second, "the network unused", removed(l, "n"))
 }
 
 // TestDataPathOptions: another UDP port for what hosts say to each other's containers, and pools of the user's own.
@@ -99,6 +100,7 @@ func TestDataPathOptions(t *testing.T) {
 
 // TestAllRebooted: every host loses its power at once and boots again; the services run again without anybody's help.
 func TestAllRebooted(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 3)
 	h := l.Hosts[0]
 	Docker(t, h, "network", "create", "-d", "overlay", "n")
@@ -110,7 +112,7 @@ func TestAllRebooted(t *testing.T) {
 		if err := l.StartAll(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		Eventually(t, 30*time.Second, "the control API", func(ctx context.Context) error {
+		Eventually(t, 60*time.Second, "the control API", func(ctx context.Context) error {
 			out, err := h.Docker(ctx, "node", "ls", "--format", "{{.Hostname}} {{.Status}}")
 			if err == nil && strings.Count(out, " Ready") != 3 {
 				err = errors.New(out)
@@ -125,6 +127,7 @@ func TestAllRebooted(t *testing.T) {
 // TestQuorumLost: without most of its managers a cluster cannot be changed and says so; what runs goes on, a task that
 // dies is not forgotten, and the managers' return is enough to go on. If they never return, one starts over.
 func TestQuorumLost(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 3)
 	h := l.Hosts[0]
 	Docker(t, h, "network", "create", "-d", "overlay", "--attachable", "n")
@@ -139,7 +142,7 @@ func TestQuorumLost(t *testing.T) {
 	answers(t, l.Client, client, 3)
 	own := Docker(t, h, "ps", "-q")
 	Docker(t, h, "exec", strings.Fields(own)[0], "/probe", "get", "http://web:8080")
-	Eventually(t, 20*time.Second, "a change refused, with the reason", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "a change refused, with the reason", func(ctx context.Context) error {
 		_, err := h.Docker(ctx, "service", "scale", "-d", "web=5")
 		if err == nil || !strings.Contains(err.Error(), "leader") {
 			return fmt.Errorf("scale: %v", err)
@@ -154,7 +157,7 @@ func TestQuorumLost(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	Eventually(t, 20*time.Second, "changes again", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "changes again", func(ctx context.Context) error {
 		_, err := h.Docker(ctx, "service", "scale", "-d", "web=4")
 		return err
 	})
@@ -177,6 +180,7 @@ func TestQuorumLost(t *testing.T) {
 
 // TestHeartbeatPeriodChanges: a cluster whose heartbeat period is made longer and shorter again declares nobody down.
 func TestHeartbeatPeriodChanges(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	h := l.Hosts[0]
 	service(t, h, "web", 2)
@@ -195,6 +199,7 @@ func TestHeartbeatPeriodChanges(t *testing.T) {
 // TestLeaderCutOff: the leading manager is cut off. Its side leads no more and says so, the others go on, and after the
 // cable is back there is one truth. How long it took until the replicas answered again is logged.
 func TestLeaderCutOff(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 3)
 	cut, h := l.Hosts[0], l.Hosts[1]
 	Docker(t, cut, "network", "create", "-d", "overlay", "n")
@@ -216,7 +221,7 @@ func TestLeaderCutOff(t *testing.T) {
 		t.Fatal(err)
 	}
 	status(t, h, cut, "Ready")
-	Eventually(t, 30*time.Second, "one truth", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "one truth", func(ctx context.Context) error {
 		containers := 0
 		for _, host := range l.Hosts {
 			if out, err := host.Docker(ctx, "service", "ls", "--format", "{{.Replicas}}"); err != nil || out != "5/5" {

@@ -16,10 +16,11 @@ import (
 // TestWiring: three hosts, one overlay; services reach each other by name wherever they are, the address space is the
 // network's own, published ports answer on every host, and the client's address is seen.
 func TestWiring(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 3, 3)
 	h := l.Hosts[0]
 	var before testhost.Residue
-	Eventually(t, 20*time.Second, "every host's leg in the ingress network", func(context.Context) (err error) {
+	Eventually(t, 60*time.Second, "every host's leg in the ingress network", func(context.Context) (err error) {
 		if before, err = l.TakeResidue(); err != nil {
 			return err
 		}
@@ -67,12 +68,13 @@ func TestWiring(t *testing.T) {
 		t.Errorf("service logs has %d of 5 tasks:\n%s", n, logs)
 	}
 	Docker(t, h, "service", "rm", "web", "api")
-	Eventually(t, 20*time.Second, "the network unused", removed(l, "shop"))
+	Eventually(t, 60*time.Second, "the network unused", removed(l, "shop"))
 	NothingLeft(t, l, before)
 }
 
 // TestRefusals: bad requests get Docker's words and change nothing.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	l := New(t, 3)
 	a, b, c := l.Hosts[0], l.Hosts[1], l.Hosts[2]
 	Refused(t, a, []string{"This node is not a swarm manager"}, "service", "ls")
@@ -105,7 +107,7 @@ func TestRefusals(t *testing.T) {
 	Refused(t, a, []string{"in use by service"}, "network", "rm", "n")
 	Refused(t, a, []string{"constraint"}, "service", "create", "--name", "t", "--constraint", "node.nonsense", image)
 	Docker(t, a, "service", "create", "-d", "--no-resolve-image", "--name", "huge", "--reserve-cpu", "500", image)
-	Eventually(t, 20*time.Second, "the reason why huge is pending", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the reason why huge is pending", func(ctx context.Context) error {
 		out, err := a.Docker(ctx, "service", "ps", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}", "huge")
 		if err == nil && (!strings.HasPrefix(out, "Pending") || !strings.Contains(out, "insufficient resources on 3 nodes")) {
 			err = errors.New(out)
@@ -113,7 +115,7 @@ func TestRefusals(t *testing.T) {
 		return err
 	})
 	Docker(t, a, "service", "create", "-d", "--no-resolve-image", "--name", "ghost", "ghost:1")
-	Eventually(t, 30*time.Second, "the missing image named", func(ctx context.Context) error {
+	Eventually(t, 60*time.Second, "the missing image named", func(ctx context.Context) error {
 		out, err := a.Docker(ctx, "service", "ps", "--no-trunc", "--format", "{{.Error}}", "ghost")
 		if err == nil && !strings.Contains(out, "No such image: ghost:1") {
 			err = errors.New(out)
@@ -126,6 +128,7 @@ func TestRefusals(t *testing.T) {
 // TestReachedByIPv6: a service's published port answers by IPv6 on every host and sees the client's address; its tasks
 // are found by SRV.
 func TestReachedByIPv6(t *testing.T) {
+	t.Parallel()
 	l := Cluster(t, 2, 1)
 	at := func(i int) netip.Prefix { return netip.MustParsePrefix(fmt.Sprintf("fd99::%d/64", i)) }
 	for i, m := range []*testhost.Machine{l.Client, l.Hosts[0].Machine, l.Hosts[1].Machine} {

@@ -148,7 +148,7 @@ func Docker(t testing.TB, h *testhost.Host, args ...string) string {
 // Soon is Docker again and again until it succeeds: for a server that has been started and may not listen yet.
 func Soon(t testing.TB, h *testhost.Host, args ...string) (out string) {
 	t.Helper()
-	Eventually(t, 20*time.Second, h.Name+": docker "+strings.Join(args, " "), func(ctx context.Context) (err error) {
+	Eventually(t, 60*time.Second, h.Name+": docker "+strings.Join(args, " "), func(ctx context.Context) (err error) {
 		out, err = h.Docker(ctx, args...)
 		return err
 	})
@@ -183,7 +183,7 @@ func Eventually(t testing.TB, bound time.Duration, what string, ready func(ctx c
 // NothingLeft fails the test if anything is on the lab's hosts that was not there before.
 func NothingLeft(t testing.TB, l *testhost.Lab, before testhost.Residue) {
 	t.Helper()
-	Eventually(t, 30*time.Second, "everything taken down", func(context.Context) error {
+	Eventually(t, 60*time.Second, "everything taken down", func(context.Context) error {
 		now, err := l.TakeResidue()
 		if err != nil {
 			return err
