@@ -135,16 +135,11 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 	defer s.after(ctx, done, &err)
 
 	now := stamp()
-	blob, diffID, err := s.writeLayer(ctx, "import-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
-		stream, _, err := layer.Decompress(r)
-		if err != nil {
-			return fault.New(fault.InvalidArgument, "archive: %w", err)
-		}
-		defer stream.Close()
-		_, err = io.Copy(w, stream)
-		return err
-	})
+	blob, diffID, err := s.importLayer(ctx, now, r)
 	if err != nil {
+		if fault.KindOf(err) == fault.Internal && isTarError(err) {
+			return Image{}, fault.New(fault.InvalidArgument, "import: not a tar archive: %w", err)
+		}
 		return Image{}, fmt.Errorf("import: %w", err)
 	}
 	c := configFile{
@@ -157,11 +152,52 @@ func (s *Store) Import(ctx context.Context, r io.Reader, ref string, o ImportOpt
 		RootFS:       ocispec.RootFS{Type: "layers", DiffIDs: []digest.Digest{diffID}},
 		History:      []ocispec.History{{Created: &now, Comment: o.Message}},
 	}
-	img, err := s.build(ctx, c, []ocispec.Descriptor{blob}, names...)
-	if err != nil && fault.KindOf(err) == fault.Internal && isTarError(err) {
-		err = fault.As(fault.InvalidArgument, fmt.Errorf("import: not a tar archive: %w", err))
+	return s.build(ctx, c, []ocispec.Descriptor{blob}, names...)
+}
+
+// importLayer makes the lowest layer of an archive: its blob, and its files, which are extracted while the blob is being
+// compressed.
+func (s *Store) importLayer(ctx context.Context, now time.Time, r io.Reader) (_ ocispec.Descriptor, _ digest.Digest, err error) {
+	key := extractionKey("import")
+	defer func() {
+		if err != nil {
+			_ = s.snapshots().Remove(context.WithoutCancel(ctx), key)
+		}
+	}()
+	dir, err := s.folderAlone(ctx, key)
+	if err != nil {
+		return ocispec.Descriptor{}, "", err
 	}
-	return img, err
+	blob, diffID, err := s.writeLayer(ctx, "import-"+now.Format(time.RFC3339Nano), func(w io.Writer) error {
+		stream, _, err := layer.Decompress(r)
+		if err != nil {
+			return fault.New(fault.InvalidArgument, "archive: %w", err)
+		}
+		defer stream.Close()
+		in := layer.NewPipe(io.TeeReader(stream, w), nil)
+		defer in.Close()
+		if _, err := layer.Apply(ctx, dir, in, true); err != nil {
+			return fmt.Errorf("extracting: %w", err)
+		}
+		_, err = io.Copy(io.Discard, in) // what follows the archive's end is of the blob too
+		return err
+	})
+	if err != nil {
+		return ocispec.Descriptor{}, "", err
+	}
+	chain := chainOf([]digest.Digest{diffID})
+	unlock, err := s.keys.lock(ctx, "chain/"+chain)
+	if err != nil {
+		return ocispec.Descriptor{}, "", err
+	}
+	defer unlock()
+	if there, err := s.holdSnapshot(ctx, chain); err != nil {
+		return ocispec.Descriptor{}, "", err
+	} else if there {
+		_ = s.snapshots().Remove(context.WithoutCancel(ctx), key)
+		return blob, diffID, nil
+	}
+	return blob, diffID, s.commitLayer(ctx, key, chain, "")
 }
 
 // after ends the lease of work that made something; if the work failed, what it made is collected at once.

@@ -219,8 +219,7 @@ func (s *Store) unpackLayer(ctx context.Context, u *unpacking, n int, below func
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	sn := s.snapshots()
-	key := "extract/" + rand.Text() + "/" + chain
+	key := extractionKey(chain)
 	dir, applied, err := s.extractAlone(ctx, u, n, key)
 	<-s.unpackers
 	if err == nil {
@@ -233,29 +232,44 @@ func (s *Store) unpackLayer(ctx context.Context, u *unpacking, n int, below func
 		err = failpoint.Hit("engine/image.unpack.before-commit")
 	}
 	if err == nil {
-		var opts []snapshots.Opt
-		if parent != "" {
-			opts = append(opts, snapshots.WithParent(parent))
-		}
-		err = sn.Commit(ctx, chain, key, opts...)
-		if errdefs.IsAlreadyExists(err) {
-			err = nil
-			_ = sn.Remove(context.WithoutCancel(ctx), key)
-		}
+		err = s.commitLayer(ctx, key, chain, parent)
 	}
 	if err != nil {
-		_ = sn.Remove(context.WithoutCancel(ctx), key)
+		_ = s.snapshots().Remove(context.WithoutCancel(ctx), key)
 	}
 	return err
 }
 
-// extractAlone extracts layer n into a snapshot of its own, which stands on no other yet.
-func (s *Store) extractAlone(ctx context.Context, u *unpacking, n int, key string) (dir string, a layer.Applied, err error) {
+// commitLayer makes of the snapshot key, in which a layer was extracted alone, the one of chain.
+func (s *Store) commitLayer(ctx context.Context, key, chain, parent string) error {
+	var opts []snapshots.Opt
+	if parent != "" {
+		opts = append(opts, snapshots.WithParent(parent))
+	}
+	err := s.snapshots().Commit(ctx, chain, key, opts...)
+	if errdefs.IsAlreadyExists(err) {
+		_ = s.snapshots().Remove(context.WithoutCancel(ctx), key)
+		return nil
+	}
+	return err
+}
+
+// extractionKey names a snapshot for a layer that is extracted alone. what says which.
+func extractionKey(what string) string { return "extract/" + rand.Text() + "/" + what }
+
+// folderAlone makes the snapshot key, which stands on no other yet, and returns its folder.
+func (s *Store) folderAlone(ctx context.Context, key string) (dir string, err error) {
 	mounts, err := s.snapshots().Prepare(ctx, key, "")
 	if err != nil {
-		return "", a, err
+		return "", err
 	}
-	if dir, _, err = foldersOf(mounts); err != nil {
+	dir, _, err = foldersOf(mounts)
+	return dir, err
+}
+
+// extractAlone extracts layer n into a snapshot of its own.
+func (s *Store) extractAlone(ctx context.Context, u *unpacking, n int, key string) (dir string, a layer.Applied, err error) {
+	if dir, err = s.folderAlone(ctx, key); err != nil {
 		return "", a, err
 	}
 	a, err = s.extract(ctx, u.layers[n], u.diffIDs[n], dir, n == 0, u.progress)
