@@ -186,6 +186,24 @@ func TestNoCrashLeaksOrLosesALayer(t *testing.T) {
 	wantNothing(t, s)
 }
 
+// TestNamelessDownloadsGo: a process can be killed when it has made a download's folder and not named it yet.
+func TestNamelessDownloadsGo(t *testing.T) {
+	root := tempRoot(t)
+	for _, folder := range []string{"made", "named"} {
+		if err := os.MkdirAll(filepath.Join(root, "content/ingest", folder), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(root, "content/ingest/named/ref"), nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	s := openAt(t, Config{Root: root})
+	if err := s.GC(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantNothing(t, s)
+}
+
 func containersOf(t *testing.T, s *Store) (ids []string) {
 	entries, err := os.ReadDir(filepath.Join(s.cfg.Root, rootfsFolder))
 	if err != nil {

@@ -149,6 +149,10 @@ func Open(cfg Config) (*Store, error) {
 		}
 		return nil, fmt.Errorf("image store: metadata: %w", err)
 	}
+	if err := dropStillborn(filepath.Join(root, "content")); err != nil {
+		_, _ = bdb.Close(), sn.Close()
+		return nil, fmt.Errorf("image store: content: %w", err)
+	}
 	db := metadata.NewDB(bdb, cs, map[string]snapshots.Snapshotter{snapshotter: sn})
 	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn, exclusion: exclusion{unpackers: make(chan struct{}, unpackers())}}
 	s.closed, s.stop = context.WithCancel(context.Background())

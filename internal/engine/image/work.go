@@ -2,7 +2,11 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -75,6 +79,28 @@ func (s *Store) dropInterrupted(ctx context.Context, of digest.Digest) (held []l
 		held = append(held, resources...)
 	}
 	return held, nil
+}
+
+// dropStillborn removes the folders of downloads that a process which was killed had made and not named yet: the content
+// store's own collection goes by the names.
+func dropStillborn(content string) error {
+	folders, err := filepath.Glob(filepath.Join(content, "ingest", "*"))
+	if err != nil {
+		return err
+	}
+	for _, folder := range folders {
+		name, err := os.ReadFile(filepath.Join(folder, "ref"))
+		if err == nil && len(name) > 0 {
+			continue
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if err := os.RemoveAll(folder); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sizes are the bytes that each of the resources takes; what is not there is left out.
