@@ -115,7 +115,7 @@ func newBed(t testing.TB) *bed {
 	b := &bed{t: t, dir: dir, bus: &events.Bus{}, cgroup: fmt.Sprintf("/sampan-test-container-%d-%s", os.Getpid(), filepath.Base(dir))}
 	b.images = newFolderImages(t, filepath.Join(dir, "images"))
 	b.networks = &nsNetworks{dir: filepath.Join(dir, "netns"), held: map[string]bool{}}
-	b.client, err = keeper.Ensure(t.Context(), keeper.Config{Binary: built.keeper, ExecRoot: filepath.Join(dir, "run"), CgroupParent: b.cgroup, Logger: testLog(t)})
+	b.client, err = keeper.Ensure(t.Context(), keeper.Config{Binary: built.keeper, ExecRoot: filepath.Join(dir, "run"), CgroupParent: b.cgroup, Logger: testLog(t), Debug: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -389,6 +389,8 @@ static void __attribute__((constructor)) enter(int argc, char **argv, char **env
 		errno = EBADMSG;
 		fail(18);
 	}
+	if (!(p.head.flags & ENTER_GROUP))
+		close(GROUP); // whatever it is, it was not given
 	set_oom_score_adj(p.head.oom_score_adj);
 	// In the container's control group namespace this process, which is not in its groups, might make none there.
 	if (setns(PIDFD, (int)p.head.namespaces & ~CLONE_NEWCGROUP) != 0)
