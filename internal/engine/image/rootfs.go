@@ -416,7 +416,9 @@ func (s *Store) Keep(ctx context.Context, containerIDs []string) error {
 	// Of layers that the database does not have any more, the folders: who collected them may have been killed before
 	// these were gone, and a collection looks for them only if it removes a layer itself.
 	if c, ok := s.layers.(snapshots.Cleaner); ok {
-		errs = append(errs, c.Cleanup(ctx))
+		if err := c.Cleanup(ctx); !errdefs.IsNotFound(err) { // the database of a host that never had a layer is not made yet
+			errs = append(errs, err)
+		}
 	}
 	return errors.Join(errs...)
 }

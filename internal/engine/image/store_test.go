@@ -537,6 +537,13 @@ func TestKeepRemovesWhatARemovalLeft(t *testing.T) {
 	}
 }
 
+// TestKeepOnAnEmptyHost: the first start finds no database of layers yet, which is nothing to warn of.
+func TestKeepOnAnEmptyHost(t *testing.T) {
+	if err := open(t).Keep(t.Context(), nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestKeepRemovesTheRest(t *testing.T) {
 	s := open(t)
 	img := load(t, s, plain("k:1"))[0]
