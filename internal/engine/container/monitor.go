@@ -84,6 +84,9 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	pause, restart := c.restart.next(policy, code, ran)
 	restart = restart && !c.stopAsked && m.ctx.Err() == nil
 	health := s.Health
+	if st.OOMKilled && !s.OOMKilled { // the exit was seen before the kernel's notification was read
+		m.event(&c.rec.Container, "oom")
+	}
 	*s = State{Status: StatusExited, ExitCode: code, ExitUnknown: st.ExitUnknown, OOMKilled: s.OOMKilled || st.OOMKilled,
 		StartedAt: s.StartedAt, FinishedAt: at, Health: health}
 	if health != nil && health.Status != "none" {
