@@ -225,6 +225,7 @@ func TestCopyOverWhatIsThere(t *testing.T) {
 	tool := fileHeader("file", "new")
 	tool.Mode, tool.Uid, tool.Gid, tool.ModTime, tool.Format = 0o6755, 1000, 50, at, tar.FormatPAX
 	tool.PAXRecords["SCHILY.xattr.security.capability"], tool.PAXRecords["SCHILY.xattr.user.colour"] = capability, "blue"
+	tool.PAXRecords["SCHILY.xattr.trusted.mark"] = "x" // as overlayfs' own marks, not for an archive to set
 	folder := dirHeader("dir/")
 	folder.Mode, folder.Uid, folder.Gid, folder.ModTime, folder.Format = 0o1777, 1000, 50, at, tar.FormatPAX
 	folder.PAXRecords = map[string]string{"SCHILY.xattr.user.colour": "red"}
@@ -283,6 +284,9 @@ func TestCopyOverWhatIsThere(t *testing.T) {
 		if err != nil || string(value[:n]) != want {
 			t.Errorf("attribute of %s: %q %v", name, value[:max(n, 0)], err)
 		}
+	}
+	if _, err := unix.Getxattr(fmt.Sprintf("/proc/%d/root/tmp/file", c.State.PID), "trusted.mark", make([]byte, 16)); err != unix.ENODATA {
+		t.Errorf("an archive has set a trusted attribute: %v", err)
 	}
 }
 

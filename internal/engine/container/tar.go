@@ -17,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
@@ -24,9 +25,6 @@ import (
 // archiveBuffer is what is gathered of an archive before it is handed on: an archive of many small files would else wake its
 // reader several times for each.
 const archiveBuffer = 256 << 10
-
-// paxXattr is what precedes the name of an extended attribute in an archive.
-const paxXattr = "SCHILY.xattr."
 
 // writeTar writes name in root, with everything below it, as an archive whose entries begin with entry. With whole the
 // top folder itself has no entry. Owners are written as ids has them inside. Of the folders whose entries are in hollow, and
@@ -189,7 +187,7 @@ func (a *archiver) one(dir *os.File, base, entry string, st *unix.Stat_t) error 
 	}
 	var attr [256]byte
 	if n, err := unix.Fgetxattr(fd, "security.capability", attr[:]); err == nil && n > 0 {
-		h.PAXRecords = map[string]string{paxXattr + "security.capability": string(attr[:n])}
+		h.PAXRecords = map[string]string{layer.XattrRecord + "security.capability": string(attr[:n])}
 	}
 	if err := a.w.WriteHeader(h); err != nil {
 		return err
@@ -395,7 +393,7 @@ func (x *extraction) entry(name string, h *tar.Header, r io.Reader) error {
 		return err
 	}
 	at := fmt.Sprintf("%s/%s", procFD(dir), base)
-	if err := setXattrs(h, func(name string, value []byte) error { return unix.Lsetxattr(at, name, value, 0) }); err != nil {
+	if err := layer.SetXattrs(h, func(name string, value []byte) error { return unix.Lsetxattr(at, name, value, 0) }); err != nil {
 		return err
 	}
 	if h.Typeflag == tar.TypeSymlink {
@@ -494,7 +492,7 @@ func (x *extraction) fill(fd int, h *tar.Header, r io.Reader, uid, gid int, mode
 		st.Mode &^= unix.S_ISUID | unix.S_ISGID // the change may have taken them
 	}
 	// After the owner, as a change of that takes file capabilities away.
-	if err := setXattrs(h, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
+	if err := layer.SetXattrs(h, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
 		return err
 	}
 	if st.Mode&0o7777 != mode {
@@ -519,20 +517,6 @@ func writeAll(fd int, b []byte) error {
 			return os.NewSyscallError("write", err)
 		}
 		b = b[n:]
-	}
-	return nil
-}
-
-// setXattrs sets the extended attributes of an entry, as far as the file system and its kind of file have such.
-func setXattrs(h *tar.Header, set func(name string, value []byte) error) error {
-	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok {
-			continue
-		}
-		if err := set(name, []byte(value)); err != nil && err != unix.ENOTSUP && err != unix.EPERM {
-			return fmt.Errorf("attribute %s: %w", name, err)
-		}
 	}
 	return nil
 }

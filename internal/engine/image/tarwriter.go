@@ -14,12 +14,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/engine/image/layer"
 )
 
 const (
 	whiteoutPrefix = ".wh."
 	whiteoutOpaque = ".wh..wh..opq"
-	paxXattr       = "SCHILY.xattr."
 )
 
 // tarWriter writes files as an OCI layer or an export has them: numeric owners, hard links kept, extended attributes in
@@ -192,7 +193,7 @@ func addXattrs(h *tar.Header, path string) error {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords[paxXattr+name] = string(v)
+		h.PAXRecords[layer.XattrRecord+name] = string(v)
 	}
 	return nil
 }

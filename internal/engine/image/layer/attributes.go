@@ -15,7 +15,7 @@ func (x *extraction) attributes(fd int, base, name string, h *tar.Header) error 
 		return err
 	}
 	// After the owner, as a change of that takes file capabilities away.
-	if err := setXattrs(h, func(name string, value []byte) error { return unix.Lsetxattr(procPath(fd, base), name, value, 0) }); err != nil {
+	if err := SetXattrs(h, func(name string, value []byte) error { return unix.Lsetxattr(procPath(fd, base), name, value, 0) }); err != nil {
 		return err
 	}
 	if h.Typeflag != tar.TypeSymlink {
@@ -49,10 +49,11 @@ func timespec(t time.Time) unix.Timespec {
 	return unix.Timespec{Sec: t.Unix(), Nsec: int64(t.Nanosecond())}
 }
 
-// setXattrs sets the extended attributes of an entry, but for those that are not for layers to set.
-func setXattrs(h *tar.Header, set func(name string, value []byte) error) error {
+// SetXattrs sets the extended attributes that an archive's entry has, but for those that are not for archives to set, and as
+// far as the file system and the kind of file have such.
+func SetXattrs(h *tar.Header, set func(name string, value []byte) error) error {
 	for key, value := range h.PAXRecords {
-		name, ok := strings.CutPrefix(key, paxXattr)
+		name, ok := strings.CutPrefix(key, XattrRecord)
 		if !ok || strings.HasPrefix(name, "trusted.") || strings.HasPrefix(name, "user.overlay.") {
 			continue // overlayfs' own marks
 		}
@@ -86,7 +87,7 @@ func fileAttributes(fd int, h *tar.Header) error {
 			return err
 		}
 	}
-	if err := setXattrs(h, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
+	if err := SetXattrs(h, func(name string, value []byte) error { return unix.Fsetxattr(fd, name, value, 0) }); err != nil {
 		return err
 	}
 	if mode := uint32(h.Mode & 0o7777); st.Mode&0o7777 != mode {

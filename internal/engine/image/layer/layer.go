@@ -26,8 +26,9 @@ const (
 	whiteoutPrefix = ".wh."
 	whiteoutOpaque = ".wh..wh..opq"
 	whiteoutMeta   = ".wh..wh." // of aufs, other than the opaque mark
-	paxXattr       = "SCHILY.xattr."
 
+	// XattrRecord precedes the name of an extended attribute among an entry's PAX records.
+	XattrRecord = "SCHILY.xattr."
 	// OpaqueXattr marks a folder that hides what the layers below have in it.
 	OpaqueXattr = "trusted.overlay.opaque"
 

@@ -50,7 +50,7 @@ func (n *node) header(name string) *tar.Header {
 		if h.PAXRecords == nil {
 			h.PAXRecords = map[string]string{}
 		}
-		h.PAXRecords[paxXattr+k] = v
+		h.PAXRecords[XattrRecord+k] = v
 	}
 	return h
 }
@@ -532,7 +532,7 @@ func TestHolesStayHoles(t *testing.T) {
 func TestForgedOverlayMarks(t *testing.T) {
 	requireRoot(t)
 	dir := t.TempDir()
-	h := &tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755, PAXRecords: map[string]string{paxXattr + OpaqueXattr: "y", paxXattr + "user.ok": "1"}}
+	h := &tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755, PAXRecords: map[string]string{XattrRecord + OpaqueXattr: "y", XattrRecord + "user.ok": "1"}}
 	if _, err := Apply(t.Context(), dir, bytes.NewReader(archiveOf(t, h)), false); err != nil {
 		t.Fatal(err)
 	}
