@@ -505,6 +505,32 @@ func TestFollowedLogsOutliveSessions(t *testing.T) {
 	}
 }
 
+// TestUnreadableLogsAreNotAskedForWithoutEnd: a node that says why it cannot read a log is not asked every second.
+func TestUnreadableLogsAreNotAskedForWithoutEnd(t *testing.T) {
+	run(t, 1, 1, func(t *testing.T, s *sim) {
+		h := s.hosts["node1"]
+		h.mu.Lock()
+		h.unreadable = true
+		h.mu.Unlock()
+		s.create(webSpec("web", "web:1", 1))
+		s.eventually("it runs", s.settled("web", 1))
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = s.api.Logs(ctx, nil, control.LogOptions{Stdout: true, Follow: true, Tail: -1, Services: []string{s.service("web").ID}}, func(control.TaskLog) error { return nil })
+		}()
+		s.pass(20 * time.Second)
+		cancel()
+		<-done
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.logsAsked < 1 || h.logsAsked > 2 {
+			t.Errorf("the log was to be read %d times in 20 s, want once and once more", h.logsAsked)
+		}
+	})
+}
+
 func TestEvents(t *testing.T) {
 	run(t, 1, 1, func(t *testing.T, s *sim) {
 		ctx, cancel := context.WithCancel(t.Context())

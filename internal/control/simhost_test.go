@@ -35,6 +35,8 @@ type host struct {
 	containers map[string]*fakeContainer
 	images     map[string]bool
 	made       int
+	unreadable bool // its containers' logs are
+	logsAsked  int  // times that one was to be read
 	agent      *agent.Agent
 	cancel     context.CancelFunc
 	ended      chan struct{}
@@ -329,6 +331,9 @@ func (e engine) Logs(_ context.Context, id string, o container.LogOptions) (cont
 	c := e.h.containers[id]
 	if c == nil {
 		return nil, fault.New(fault.NotFound, "No such container: %s", id)
+	}
+	if e.h.logsAsked++; e.h.unreadable {
+		return nil, fault.New(fault.NotImplemented, "configured logging driver does not support reading")
 	}
 	r := &logReader{h: e.h, c: c, follow: o.Follow, since: o.Since}
 	if o.Tail >= 0 {

@@ -169,6 +169,8 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 	asked := map[string]bool{}
 	var places LogPlaces
 	broken := map[string]*rpc.LogRequest{} // by task: how to go on with what broke off
+	told := map[string]string{}            // by task: why its node cannot read its log
+	unreadable := map[string]bool{}        // tasks whose node said so twice, and is asked no more
 	again := time.NewTicker(askAgainAfter)
 	defer again.Stop()
 	var events <-chan state.Event
@@ -209,7 +211,7 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 	// goOn prepares to read what a part has left: of tasks that go on, and of all if it broke off.
 	goOn := func(p *logPart, brokeOff bool) {
 		for _, id := range p.tasks {
-			if task := t.task(id); task == nil || task.Status.State.Ended() && !brokeOff {
+			if task := t.task(id); task == nil || task.Status.State.Ended() && !brokeOff || unreadable[id] {
 				continue
 			}
 			rest := proto.Clone(r).(*rpc.LogRequest)
@@ -233,6 +235,11 @@ func (d *Dispatcher) Subscribe(ctx context.Context, r *rpc.LogRequest, emit func
 			return ctx.Err()
 		case f := <-sub.frames:
 			if f.GetError() != "" {
+				if told[f.GetTaskId()] == f.GetError() {
+					unreadable[f.GetTaskId()] = true
+					continue
+				}
+				told[f.GetTaskId()] = f.GetError()
 				missing = append(missing, fmt.Sprintf("task %s: %s", f.GetTaskId(), f.GetError()))
 				continue
 			}
