@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/keeper"
 )
 
 func TestBackoff(t *testing.T) {
@@ -283,6 +284,21 @@ func TestHealth(t *testing.T) {
 	})
 	if s := b.state(slow); !s.Running {
 		t.Errorf("a check that took too long ended the container: %+v", s)
+	}
+}
+
+// TestEndForWantOfMemoryIsTold: the exit may be seen before the kernel's notification, which then comes too late.
+func TestEndForWantOfMemoryIsTold(t *testing.T) {
+	b := newBed(t)
+	id := b.run(Config{}, "wait")
+	st := b.state(id)
+	end := keeper.Status{ID: id, PID: st.PID, State: keeper.Exited, ExitCode: 137, OOMKilled: true, ExitedAt: time.Now()}
+	b.m.handle(t.Context(), keeper.Event{Type: keeper.EventExit, Status: end})
+	b.m.handle(t.Context(), keeper.Event{Type: keeper.EventOOM, Status: end})
+	b.eventually("its end", func() bool { return slices.Contains(b.actions(id), "die") })
+	got := b.actions(id)
+	if oom, die := slices.Index(got, "oom"), slices.Index(got, "die"); oom < 0 || oom > die || slices.Contains(got[oom+1:], "oom") {
+		t.Errorf("told %v, want oom once, before die", got)
 	}
 }
 
