@@ -23,7 +23,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// version and commit are set by the linker.
+// Set by the linker; built is the time of the commit in RFC 3339.
 var version, commit, built = "dev", "unknown", ""
 
 // defaultHost is where a host's sampand listens.
