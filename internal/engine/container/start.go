@@ -431,12 +431,15 @@ func startExitCode(err error) int {
 	return startFailed
 }
 
+// runtimeFiles is about how many open files a container's init needs. With far less it cannot even tell that it had too few.
+const runtimeFiles = 20
+
 // createError says once that it was the container's process that could not be made: libcontainer may have said so too.
 func createError(err error, limits []Ulimit) error {
 	text := strings.TrimPrefix(err.Error(), "unable to start container process: ")
-	if i := slices.IndexFunc(limits, func(l Ulimit) bool { return l.Name == "nofile" }); i >= 0 && strings.Contains(text, unix.EMFILE.Error()) {
-		return fault.New(fault.InvalidArgument, "failed to create container process: the limit of open files is too low for the runtime, which needs 20 or so: "+
-			"--ulimit nofile=%d:%d: %s", limits[i].Soft, limits[i].Hard, text)
+	if i := slices.IndexFunc(limits, func(l Ulimit) bool { return l.Name == "nofile" }); i >= 0 && (limits[i].Soft < runtimeFiles || strings.Contains(text, unix.EMFILE.Error())) {
+		return fault.New(fault.InvalidArgument, "failed to create container process: the limit of open files is too low for the runtime, which needs %d or so: "+
+			"--ulimit nofile=%d:%d: %s", runtimeFiles, limits[i].Soft, limits[i].Hard, text)
 	}
 	return fault.New(fault.KindOf(err), "failed to create container process: %s", text)
 }
