@@ -58,3 +58,50 @@ func TestCommitOfOneThatEnds(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// slowKeeper takes nothing away before it is let.
+type slowKeeper struct {
+	Keeper
+	let <-chan struct{}
+}
+
+func (k slowKeeper) Delete(ctx context.Context, id string) error {
+	<-k.let
+	return k.Keeper.Delete(ctx, id)
+}
+
+// TestEndIsToldFirst: who waits for a container hears of its end, with its network given back, before its groups and mounts
+// are gone; nothing can be done with it until they are.
+func TestEndIsToldFirst(t *testing.T) {
+	b := newBed(t)
+	let := make(chan struct{})
+	b.leave()
+	b.wrap = func(k Keeper) Keeper { return slowKeeper{k, let} }
+	b.back()
+	id := b.run(Config{}, "exit", "3")
+	if code := b.wait(id, "not-running"); code != 3 {
+		t.Errorf("exit code %d", code)
+	}
+	if s := b.state(id); s.Running || s.Status != StatusExited || s.ExitCode != 3 {
+		t.Errorf("%+v", s)
+	}
+	b.networks.mu.Lock()
+	if b.networks.held[id] {
+		t.Error("the network is still held")
+	}
+	b.networks.mu.Unlock()
+	again := make(chan error, 1)
+	go func() { again <- b.m.Start(t.Context(), id) }()
+	select {
+	case err := <-again:
+		t.Errorf("started beside what is left of the run before: %v", err)
+	default:
+	}
+	close(let)
+	if err := <-again; err != nil {
+		t.Error(err)
+	}
+	if code := b.wait(id, "not-running"); code != 3 {
+		t.Errorf("exit code %d", code)
+	}
+}

@@ -65,8 +65,9 @@ func (m *Manager) handle(ctx context.Context, e keeper.Event) {
 	}
 }
 
-// ended takes everything of a run down that its process left and decides what comes next. The caller holds c.mu; ended
-// releases it.
+// ended takes everything of a run down that its process left and decides what comes next. The end is told as soon as what
+// others could want, addresses, ports and volumes, is free; the rest of the run goes while they hear of it, and before
+// anything can be done with the container again. The caller holds c.mu; ended releases it.
 func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	code := st.ExitCode
 	if st.ExitUnknown {
@@ -103,12 +104,13 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	}
 	had := c.rec.Container
 	c.rec.Networks = emptied(c.rec.Networks)
+	back := m.giveBack(ctx, c)
 	// On disk before the keeper forgets it: a daemon killed in between would have nobody left to ask for the exit code.
-	// Told only when all is taken down.
 	if err := c.write(); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.log.Error("a container's end not written; it is current in memory", "container", c.id, "error", err)
 	}
-	m.cleanup(ctx, c)
+	down := m.takeDown(ctx, c)
+	back()
 	m.forgetExecs(c.id, code)
 	c.publish()
 	m.networkEvents(&had, "disconnect")
@@ -122,30 +124,52 @@ func (m *Manager) ended(ctx context.Context, c *ctr, st keeper.Status) {
 	}
 	remove := !restart && c.rec.Config.Host.AutoRemove && c.manualRestart.Load() == nil && !c.forced && s.Status != StatusRemoving
 	c.waiters.told(s.result(), false) // under the lock: who listens after the next start does not hear of this end
+	down()
 	c.mu.Unlock()
 	if remove {
 		m.autoRemove(c)
 	}
 }
 
-// cleanup gives back what a start took: the keeper's part, network, mounts. Failures are logged: nothing that follows
-// an exit may be held up by them, and Restore tries again.
+// cleanup takes down what a start that was cut off left. Restore tries again what failed.
 func (m *Manager) cleanup(ctx context.Context, c *ctr) {
-	// None of the three needs another to be done: the runtime's groups, the network, the mounts.
-	var deleted, detached error
+	down := m.takeDown(ctx, c)
+	m.giveBack(ctx, c)()
+	down()
+}
+
+// giveBack begins to free what other containers can use, the network and the volumes; wait returns when that is done.
+// Failures are logged, here as in takeDown: nothing that follows an exit may be held up by them.
+func (m *Manager) giveBack(ctx context.Context, c *ctr) (wait func()) {
+	var detached, unmounted error
 	var wg sync.WaitGroup
-	wg.Go(func() { deleted = m.Keeper.Delete(ctx, c.id) })
 	if !strings.HasPrefix(c.rec.Config.Host.NetworkMode, "container:") {
 		wg.Go(func() { detached = m.Networks.Detach(ctx, c.id) })
 	}
-	unmounted := m.unmountAll(ctx, c)
-	wg.Wait()
-	if fault.Is(deleted, fault.NotFound) {
-		deleted = nil // a start that did not come that far, or a keeper that never had it
+	wg.Go(func() { unmounted = m.unmountVolumes(ctx, c) })
+	return func() {
+		wg.Wait()
+		if err := errors.Join(detached, unmounted); err != nil {
+			m.log.Error("giving back network and volumes after a container's end", "container", c.id, "error", err)
+		}
 	}
-	err := errors.Join(deleted, detached, unmounted)
-	if err != nil {
-		m.log.Error("cleaning up after a container's end", "container", c.id, "error", err)
+}
+
+// takeDown begins to take the keeper's part, with the control groups, and the root file system's mounts down; wait
+// returns when that is done.
+func (m *Manager) takeDown(ctx context.Context, c *ctr) (wait func()) {
+	var deleted, unmounted error
+	var wg sync.WaitGroup
+	wg.Go(func() { deleted = m.Keeper.Delete(ctx, c.id) })
+	wg.Go(func() { unmounted = m.unmountRootfs(ctx, c) })
+	return func() {
+		wg.Wait()
+		if fault.Is(deleted, fault.NotFound) {
+			deleted = nil // a start that did not come that far, or a keeper that never had it
+		}
+		if err := errors.Join(deleted, unmounted); err != nil {
+			m.log.Error("taking down what a container's end left", "container", c.id, "error", err)
+		}
 	}
 }
 

@@ -138,6 +138,10 @@ func (m *Manager) destroy(ctx context.Context, c *ctr, volumes bool) error {
 
 // unmountAll takes down every mount that a start of the container made on the host. It is repeatable.
 func (m *Manager) unmountAll(ctx context.Context, c *ctr) error {
+	return errors.Join(m.unmountVolumes(ctx, c), m.unmountRootfs(ctx, c))
+}
+
+func (m *Manager) unmountVolumes(ctx context.Context, c *ctr) error {
 	var errs []error
 	for _, p := range c.rec.MountPlan {
 		if p.Volume == "" {
@@ -147,12 +151,16 @@ func (m *Manager) unmountAll(ctx context.Context, c *ctr) error {
 			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// unmountRootfs takes down the mounts below the container's folder of the exec root, and the folder.
+func (m *Manager) unmountRootfs(ctx context.Context, c *ctr) error {
 	dir := filepath.Join(m.execDir(), c.id)
 	if !exists(dir) {
-		return errors.Join(errs...)
+		return nil
 	}
-	rootfs := filepath.Join(dir, "rootfs")
-	errs = append(errs, m.Images.UnmountRootfs(ctx, c.id, rootfs))
+	errs := []error{m.Images.UnmountRootfs(ctx, c.id, filepath.Join(dir, "rootfs"))}
 	for _, name := range c.rec.ExtraRootfs {
 		errs = append(errs, m.Images.UnmountRootfs(ctx, name, filepath.Join(dir, name[len(c.id)+1:])))
 	}

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"slices"
@@ -210,23 +211,37 @@ func exitOf(t *testing.T, pid int) func() {
 	}
 }
 
+// tellingKeeper tells of every container that it is to forget, before it does.
+type tellingKeeper struct {
+	Keeper
+	forgets func(id string)
+}
+
+func (k tellingKeeper) Delete(ctx context.Context, id string) error {
+	k.forgets(id)
+	return k.Keeper.Delete(ctx, id)
+}
+
 // The keeper forgets a container that has ended as soon as it is told to. A daemon killed right then has to find the exit
 // code in its own record.
 func TestAnEndIsOnDiskBeforeTheKeeperForgetsIt(t *testing.T) {
 	b := newBed(t)
 	onDisk := make(chan State, 1)
-	b.networks.detaching = func(id string) { // while the keeper is being told
-		c, err := readRecord(filepath.Join(b.dir, "containers", id), id)
-		if err != nil {
-			t.Error(err)
-			c = newCtr(id, "")
-		}
-		onDisk <- c.rec.State
+	b.leave()
+	b.wrap = func(k Keeper) Keeper {
+		return tellingKeeper{k, func(id string) {
+			c, err := readRecord(filepath.Join(b.dir, "containers", id), id)
+			if err != nil {
+				t.Error(err)
+				c = newCtr(id, "")
+			}
+			onDisk <- c.rec.State
+		}}
 	}
+	b.back()
 	id := b.run(Config{Name: "ends"}, "exit", "7")
 	b.wait(id, "not-running")
 	if s := <-onDisk; s.Status != StatusExited || s.ExitCode != 7 || s.Running {
 		t.Errorf("on disk is %+v", s)
 	}
-	b.networks.detaching = nil
 }
