@@ -15,6 +15,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/server/docker"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // hostInfo is what is said of the host and the daemon; what cannot change while the daemon runs is read once.
@@ -91,7 +92,7 @@ func osRelease() (name, version string) {
 }
 
 func cgroupVersion() string {
-	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+	if cgroup.Unified() {
 		return "2"
 	}
 	return "1"
@@ -102,7 +103,7 @@ func securityOptions(cfg Config) []string {
 	if _, err := os.Stat("/sys/kernel/security/apparmor"); err == nil {
 		options = append(options, "name=apparmor")
 	}
-	if cgroupVersion() == "2" {
+	if cgroup.Unified() {
 		options = append(options, "name=cgroupns")
 	}
 	if cfg.UsernsRemap != "" && cfg.UsernsRemap != "root" || cfg.Userns == "auto" {

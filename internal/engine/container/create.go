@@ -16,11 +16,13 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // Create makes a container from an image that is on this host: a record, a writable root file system and its volumes.
 // Either all of it exists afterwards or nothing.
 func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newID string, warnings []string, err error) {
+	cgroup.ExpectAttach() // its start comes next, mostly
 	img, err := m.Images.ForPlatform(ctx, cfg.Image, platform)
 	if err != nil {
 		return "", nil, err

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // execKept is how long an exec that has ended can be inspected.
@@ -47,6 +48,9 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 	snap := c.snapshot()
 	if err := canExec(&snap, id); err != nil {
 		return "", err
+	}
+	if !cgroup.Unified() { // with version 2 the process is made in its group
+		cgroup.ExpectAttach()
 	}
 	if cfg.User != "" {
 		// Who is not there is told of now: the start answers with a stream.

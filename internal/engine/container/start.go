@@ -19,6 +19,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 	"github.com/sampan-cloud/sampan/internal/sys/userns"
 )
 
@@ -55,6 +56,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	if s := c.rec.State.Status; s == StatusRemoving || s == StatusDead {
 		return fault.New(fault.Conflict, "container is marked for removal and cannot be started")
 	}
+	cgroup.ExpectAttach() // while the root file system and the network are made ready
 	u := undo.New()
 	defer func() {
 		if err == nil {
