@@ -114,10 +114,11 @@ const (
 echo "$3:x:$2:" >> /etc/group
 `
 	adduser = `#!/bin/sh
-# adduser -D [-u UID] [-G GROUP] NAME
-uid=1000 group=
-while getopts Du:G: o; do
+# adduser -D [-H] [-u UID] [-G GROUP] NAME
+uid=1000 group= home=yes
+while getopts DHu:G: o; do
 	case $o in
+	H) home= ;;
 	u) uid=$OPTARG ;;
 	G) group=$OPTARG ;;
 	esac
@@ -129,7 +130,7 @@ if [ -z "$group" ]; then
 fi
 gid=$(awk -F: -v g="$group" '$1 == g { print $3 }' /etc/group)
 echo "$1:x:$uid:$gid::/home/$1:/bin/sh" >> /etc/passwd
-mkdir -p "/home/$1" && chown "$uid:$gid" "/home/$1"
+[ -z "$home" ] || { mkdir -p "/home/$1" && chown "$uid:$gid" "/home/$1"; }
 `
 )
 

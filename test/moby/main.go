@@ -157,12 +157,14 @@ func test(ctx context.Context, o options, host *testhost.Host, pkg string) (scor
 		}
 		cmd := exec.CommandContext(ctx, "nsenter", args...)
 		cmd.Dir = o.source(pkg)
-		cmd.Env = append(os.Environ(), "DOCKER_HOST="+host.DockerHost(), "DOCKER_CONFIG="+host.Dir)
+		cmd.Env = append(os.Environ(), "DOCKER_HOST="+host.DockerHost())
 		if !o.local {
 			cmd.Env = append(cmd.Env, "DOCKER_REMOTE_DAEMON=1")
 		}
 		if isSuite(pkg) {
-			cmd.Env = append(cmd.Env, cliEnviron(&o)...)
+			cmd.Env = append(cmd.Env, cliEnviron(&o, host.Dir)...)
+		} else {
+			cmd.Env = append(cmd.Env, "DOCKER_CONFIG="+host.Dir)
 		}
 		if o.daemon != "" { // only Sampan and newer Dockers keep images as containerd does
 			cmd.Env = append(cmd.Env, "TEST_INTEGRATION_USE_GRAPHDRIVER=1")

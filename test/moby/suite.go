@@ -12,9 +12,11 @@ const cliTests = "integration-cli"
 func isSuite(pkg string) bool { return strings.HasSuffix(pkg, "Suite") }
 
 // cliEnviron is what the command-line tests look for besides: the command, a folder of their own, and that builds go
-// through the daemon's classic interface, as the command has no plugin for another.
-func cliEnviron(o *options) []string {
-	return []string{"TEST_CLIENT_BINARY=" + o.cli, "DEST=" + o.out, "DOCKER_BUILDKIT=0", "DOCKER_CLI_HINTS=false"}
+// through the daemon's classic interface, as the command has no plugin for another. The command's configuration is in
+// home, which tests change for another; DOCKER_CONFIG, which goes before it, is empty.
+func cliEnviron(o *options, home string) []string {
+	return []string{"TEST_CLIENT_BINARY=" + o.cli, "DEST=" + o.out, "DOCKER_BUILDKIT=0", "DOCKER_CLI_HINTS=false",
+		"HOME=" + home, "DOCKER_CONFIG="}
 }
 
 // pattern is the regular expression of the tests of pkg that match run; of a suite they are parts of one test.
