@@ -193,11 +193,11 @@ func (a *serviceAPI) update(w *response, r *request) error {
 	}
 	rollback := false
 	switch v := r.query.Get("rollback"); v {
-	case "":
+	case "", "none": // docker 29 says so with every update
 	case "previous":
 		rollback = true
 	default:
-		return fault.New(fault.InvalidArgument, "unrecognized rollback option %s: it must be previous", v)
+		return fault.New(fault.InvalidArgument, "unrecognized rollback option %s: it must be previous or none", v)
 	}
 	authFrom := apiswarm.RegistryAuthSource(r.query.Get("registryAuthFrom"))
 	if authFrom != "" && authFrom != apiswarm.RegistryAuthFromSpec && authFrom != apiswarm.RegistryAuthFromPreviousSpec {
