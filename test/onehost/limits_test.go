@@ -116,13 +116,50 @@ func TestOutOfMemory(t *testing.T) {
 	equal(t, "one that keeps to its limit", Docker(t, h, "inspect", "-f", "{{.State.OOMKilled}} {{.State.ExitCode}}", "content"), "false 0")
 }
 
-// TestPidsLimit: a container cannot have more processes than it may.
+// TestPidsLimit: a container cannot have more processes than it may. A fork bomb is held there, and the host, its other
+// containers and whoever ends the bomb hardly notice.
 func TestPidsLimit(t *testing.T) {
-	_, h := one(t)
+	l, h := one(t)
+	before, err := l.TakeResidue()
+	if err != nil {
+		t.Fatal(err)
+	}
 	Docker(t, h, "run", "--rm", "--pids-limit", "200", image, "spawn", "20")
 	if _, err := h.Docker(t.Context(), "run", "--rm", "--pids-limit", "20", image, "spawn", "40"); err == nil || !strings.Contains(err.Error(), "resource temporarily unavailable") {
 		t.Errorf("40 processes where 20 are allowed: %v", err)
 	}
+	Docker(t, h, "run", "-d", "--name", "bomb", "--pids-limit", "50", image, "bomb", "2000")
+	bombing := func() {
+		t.Helper()
+		Eventually(t, 60*time.Second, "forks refused by the thousand", func(context.Context) error {
+			events := limit(t, h, "bomb", "pids", "pids.events", "pids.events")
+			if n, err := strconv.Atoi(strings.TrimPrefix(strings.Split(events, "\n")[0], "max ")); err != nil || n < 3000 {
+				return fmt.Errorf("pids.events: %q", events)
+			}
+			return nil
+		})
+	}
+	bombing()
+	equal(t, "processes", Docker(t, h, "stats", "--no-stream", "--format", "{{.PIDs}}", "bomb"), "50")
+	equal(t, "another container", Docker(t, h, "run", "--rm", image, "echo", "fine"), "fine")
+	if _, err := h.Docker(t.Context(), "exec", "bomb", "/probe", "true"); err == nil {
+		t.Error("a command found room for its threads where there may be none")
+	}
+	equal(t, "it goes on", Docker(t, h, "inspect", "-f", "{{.State.Status}}", "bomb"), "running")
+	promptly := func(args ...string) {
+		t.Helper()
+		began := time.Now()
+		Docker(t, h, args...)
+		if took := time.Since(began); took > testhost.Patient(10*time.Second) {
+			t.Errorf("docker %s of a fork bomb took %v", strings.Join(args, " "), took)
+		}
+	}
+	promptly("stop", "-t", "1", "bomb")
+	equal(t, "stopped", Docker(t, h, "inspect", "-f", "{{.State.Status}}", "bomb"), "exited")
+	Docker(t, h, "start", "bomb")
+	bombing()
+	promptly("rm", "-f", "bomb")
+	NothingLeft(t, l, before)
 }
 
 // TestDeviceRules: a container opens the devices that it may and no others, also those whose nodes it makes itself.

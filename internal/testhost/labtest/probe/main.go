@@ -110,6 +110,8 @@ func run(verb string, args []string) error {
 		fmt.Println("ate", len(eaten))
 	case "spawn": // spawn N: N children at once
 		return spawn(args[0])
+	case "bomb": // bomb N: a fork bomb of at most N forks
+		return bomb(args[0])
 	case "open": // open PATH: for reading
 		f, err := os.Open(args[0])
 		if err != nil {
