@@ -93,15 +93,19 @@ func (o *Orchestrator) mark(e state.Event, dirty map[string]bool) {
 // something changes.
 func (o *Orchestrator) reconcile(ctx context.Context, id string) time.Time {
 	var p plan
-	now := time.Now().UTC()
+	began := time.Now()
+	now := began.UTC()
 	o.store.View(func(tx state.Tx) { p = planFor(tx, id, now) })
 	if err := o.carryOut(ctx, id, &p); err != nil {
 		if ctx.Err() == nil {
 			o.logger.Warn("orchestrate service: will try again", "service", id, "error", err)
 		}
-		return now.Add(loop.Retry)
+		return began.Add(loop.Retry)
 	}
-	return p.wake
+	if p.wake.IsZero() {
+		return p.wake
+	}
+	return began.Add(p.wake.Sub(now)) // which comes when so much has passed, whatever the clock is set to meanwhile
 }
 
 func planFor(tx state.Tx, id string, now time.Time) plan {

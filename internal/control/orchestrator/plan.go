@@ -17,6 +17,8 @@ const (
 	orphanAfter = 24 * time.Hour
 	// handOver bounds how long a task stays on a drained node because its replacement does not get to run.
 	handOver = 30 * time.Second
+	// skew is how far the clocks of the cluster's nodes may be apart.
+	skew = time.Minute
 )
 
 // world is what a plan depends on besides the service and its tasks.
@@ -161,7 +163,8 @@ func (p *planner) group(tasks []*cloud.Task) {
 	})
 	for _, s := range p.slots {
 		slices.SortFunc(s.tasks, func(a, b *cloud.Task) int {
-			return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.SpecVersion, a.SpecVersion), cmp.Compare(b.ID, a.ID))
+			// The version first: the clock may have been set back between two.
+			return cmp.Or(cmp.Compare(b.SpecVersion, a.SpecVersion), b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
 		})
 	}
 }
@@ -454,18 +457,27 @@ func (p *planner) promote(s *slot) {
 			p.want(t, cloud.TaskRunning)
 		}
 		for _, old := range s.draining {
-			if isRunning(t) || p.now.Sub(t.CreatedAt) >= handOver {
+			if isRunning(t) || !p.pending(t.CreatedAt, handOver) {
 				p.want(old, cloud.TaskShutdown)
-			} else {
-				p.wakeAt(t.CreatedAt.Add(handOver))
 			}
 		}
 	}
 }
 
+// pending reports whether less than a wait has passed since at, and asks to be called again when it has. A time that lies
+// ahead was written before the clock was set back: how long ago that was nobody knows, and nobody waits until it comes
+// again.
+func (p *planner) pending(at time.Time, wait time.Duration) bool {
+	end := at.Add(wait)
+	if !end.After(p.now) || at.Sub(p.now) > skew {
+		return false
+	}
+	p.wakeAt(end)
+	return true
+}
+
 func (p *planner) heldBack(s *slot, t *cloud.Task) bool {
-	if t.StartAfter.After(p.now) {
-		p.wakeAt(t.StartAfter)
+	if delay := p.restartDelay(); p.pending(t.StartAfter.Add(-delay), delay) {
 		return true
 	}
 	for _, other := range s.tasks {

@@ -22,10 +22,9 @@ func (p *planner) update() {
 		}
 		stale := len(s.dirty) > 0 || s.done && p.isDirty(s.tasks[0])
 		if stale && len(s.clean) == 0 {
-			switch at, ok := p.nextTry(s); {
+			switch failed, ok := p.nextTry(s); {
 			case !ok: // what runs stays
-			case at.After(p.now):
-				p.wakeAt(at)
+			case p.pending(failed, p.restartDelay()):
 				waiting = true
 			default:
 				dirty = append(dirty, s)
@@ -102,15 +101,15 @@ func (p *planner) update() {
 	}
 }
 
-// nextTry returns when the slot, whose old task still runs, may have another new one, and false if it may not: with
-// start-first, a new task that failed before it ran is tried again as the restart policy says.
-func (p *planner) nextTry(s *slot) (time.Time, bool) {
+// nextTry returns since when the slot, whose old task still runs, waits for another new one, and false if it may have none:
+// with start-first, a new task that failed before it ran is tried again as the restart policy says.
+func (p *planner) nextTry(s *slot) (failed time.Time, ok bool) {
 	newest := s.tasks[0]
 	if newest.SpecVersion != p.svc.SpecVersion || !endedByItself(newest) {
 		return time.Time{}, true
 	}
-	_, ok := p.mayRestart(newest)
-	return newest.Status.Timestamp.Add(p.restartDelay()), ok
+	_, ok = p.mayRestart(newest)
+	return newest.Status.Timestamp, ok
 }
 
 // triesOf returns the restarts that the slot's next new task is to remember.
@@ -138,11 +137,13 @@ func (p *planner) takeOver(s *slot) {
 	s.dirty = nil
 }
 
-// newTasks calls each for the tasks that the current update made, slot by slot.
+// newTasks calls each for the tasks that the current update made, slot by slot. An update that began in what is the future
+// since the clock was set back has made all of its version.
 func (p *planner) newTasks(status *cloud.UpdateStatus, each func(*slot, *cloud.Task)) {
+	ahead := status.StartedAt.Sub(p.now) > skew
 	for _, s := range p.slots {
 		for _, t := range s.tasks {
-			if t.SpecVersion == p.svc.SpecVersion && !t.CreatedAt.Before(status.StartedAt) {
+			if t.SpecVersion == p.svc.SpecVersion && (ahead || !t.CreatedAt.Before(status.StartedAt)) {
 				each(s, t)
 			}
 		}
@@ -229,9 +230,8 @@ func (p *planner) progress(cfg cloud.UpdateConfig, status *cloud.UpdateStatus) (
 		if ok && (first[s].IsZero() || at.Before(first[s])) {
 			first[s] = at
 		}
-		if end := at.Add(monitor); ok && !t.Status.State.Ended() && end.After(p.now) {
+		if ok && !t.Status.State.Ended() && p.pending(at, monitor) {
 			settled = false
-			p.wakeAt(end)
 		}
 	})
 	for _, s := range p.slots {
@@ -250,9 +250,8 @@ func (p *planner) progress(cfg cloud.UpdateConfig, status *cloud.UpdateStatus) (
 		if at.IsZero() {
 			inHand++
 			settled = false
-		} else if end := at.Add(cfg.Delay); end.After(p.now) {
+		} else if p.pending(at, cfg.Delay) {
 			inHand++
-			p.wakeAt(end)
 		}
 	}
 	return inHand, settled

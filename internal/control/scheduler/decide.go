@@ -79,7 +79,7 @@ func decide(nodes []*cloud.Node, tasks []*cloud.Task, now time.Time) []decision 
 			}
 			continue
 		}
-		if (t.Status.State == cloud.TaskFailed || t.Status.State == cloud.TaskRejected) && now.Sub(t.Status.Timestamp) < lately {
+		if (t.Status.State == cloud.TaskFailed || t.Status.State == cloud.TaskRejected) && now.Sub(t.Status.Timestamp).Abs() < lately { // a failure hours ahead was before the clock was set back
 			h.failures[t.ServiceID]++
 		}
 	}

@@ -115,6 +115,8 @@ func parse(t *testing.T, doc string) (nodes []*cloud.Node, tasks []*cloud.Task) 
 					}
 				}
 				task.Status.Timestamp = now.Add(-time.Minute)
+			case "ago": // seconds; after "is"
+				task.Status.Timestamp = now.Add(-time.Duration(num) * time.Second)
 			case "says":
 				task.Status.Err = strings.ReplaceAll(value, "_", " ")
 			default:
