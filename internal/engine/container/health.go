@@ -50,8 +50,9 @@ func (m *Manager) startHealth(c *ctr) {
 func (m *Manager) resumeHealth(c *ctr) {
 	cfg := *c.rec.Config.Health
 	ctx, cancel := context.WithCancel(m.ctx)
+	r, started := c.run, c.rec.State.StartedAt
 	mon := &monitor{
-		cfg: cfg, started: c.rec.State.StartedAt, status: c.rec.State.Health.Status, streak: c.rec.State.Health.FailingStreak,
+		cfg: cfg, age: func() time.Duration { return r.lasted(time.Since(started)) }, status: c.rec.State.Health.Status, streak: c.rec.State.Health.FailingStreak,
 		probe:  func(ctx context.Context) HealthResult { return m.probe(ctx, c, &cfg) },
 		paused: func() bool { return c.snapshot().State.Paused },
 		report: func(r HealthResult, status string, streak int) { m.reportHealth(ctx, c, r, status, streak) },
@@ -62,13 +63,13 @@ func (m *Manager) resumeHealth(c *ctr) {
 
 // monitor is the loop of one run's health checks.
 type monitor struct {
-	cfg     Health
-	started time.Time
-	status  string
-	streak  int
-	probe   prober
-	paused  func() bool
-	report  func(r HealthResult, status string, streak int)
+	cfg    Health
+	age    func() time.Duration // of the run, whatever the wall clock was set to meanwhile
+	status string
+	streak int
+	probe  prober
+	paused func() bool
+	report func(r HealthResult, status string, streak int)
 }
 
 func (h *monitor) run(ctx context.Context) {
@@ -81,11 +82,12 @@ func (h *monitor) run(ctx context.Context) {
 		case <-t.C:
 		}
 		if !h.paused() {
+			age := h.age()
 			r := h.probe(ctx)
 			if ctx.Err() != nil {
 				return
 			}
-			h.judge(r)
+			h.judge(r, age)
 			h.report(r, h.status, h.streak)
 		}
 		t.Reset(h.interval())
@@ -94,19 +96,19 @@ func (h *monitor) run(ctx context.Context) {
 
 // interval is the pause before the next probe: shorter while the container starts.
 func (h *monitor) interval() time.Duration {
-	if h.status == healthStarting && time.Since(h.started) < h.cfg.StartPeriod {
+	if h.status == healthStarting && h.age() < h.cfg.StartPeriod {
 		return cmp.Or(h.cfg.StartInterval, defaultStartInterval)
 	}
 	return cmp.Or(h.cfg.Interval, defaultInterval)
 }
 
-// judge draws the consequence of one result.
-func (h *monitor) judge(r HealthResult) {
+// judge draws the consequence of one result, of a probe that began when the run was as old as age.
+func (h *monitor) judge(r HealthResult, age time.Duration) {
 	if r.ExitCode == 0 {
 		h.status, h.streak = healthHealthy, 0
 		return
 	}
-	if h.status == healthStarting && r.Start.Sub(h.started) < h.cfg.StartPeriod {
+	if h.status == healthStarting && age < h.cfg.StartPeriod {
 		return
 	}
 	if h.streak++; h.streak >= cmp.Or(h.cfg.Retries, defaultRetries) {

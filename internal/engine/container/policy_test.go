@@ -207,8 +207,8 @@ func TestHealthMonitor(t *testing.T) {
 		var at []time.Duration
 		var seen []string
 		h := &monitor{
-			cfg:     Health{Interval: 10 * time.Second, StartPeriod: 5 * time.Second, StartInterval: 2 * time.Second},
-			started: begin, status: healthStarting,
+			cfg: Health{Interval: 10 * time.Second, StartPeriod: 5 * time.Second, StartInterval: 2 * time.Second},
+			age: func() time.Duration { return time.Since(begin) }, status: healthStarting,
 			paused: func() bool { return false },
 			probe: func(context.Context) HealthResult {
 				at = append(at, time.Since(begin))
