@@ -44,7 +44,7 @@ vm: build ## whole hosts in virtual machines: other kernels, cgroup version 2 al
 
 lint: ## gofmt, go vet and golangci-lint when it is installed
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo "run gofmt -w on these"; exit 1; }
-	CGO_ENABLED=0 go vet $$(go list ./... | grep -v '/sampan-keeper$$\|/internal/keeper') # as build compiles them, so nothing is compiled twice
+	CGO_ENABLED=0 go vet -tags vm $$(go list ./... | grep -v '/sampan-keeper$$\|/internal/keeper') # as build compiles them, so nothing is compiled twice
 	CGO_ENABLED=1 go vet -tags '$(STATIC)' ./cmd/sampan-keeper ./internal/keeper/...
 	@if command -v golangci-lint >/dev/null; then golangci-lint run; else echo "golangci-lint is not installed: only gofmt and go vet ran"; fi
 
