@@ -133,7 +133,7 @@ func TestPidsLimit(t *testing.T) {
 		t.Helper()
 		Eventually(t, 60*time.Second, "forks refused by the thousand", func(context.Context) error {
 			events := limit(t, h, "bomb", "pids", "pids.events", "pids.events")
-			if n, err := strconv.Atoi(strings.TrimPrefix(strings.Split(events, "\n")[0], "max ")); err != nil || n < 3000 {
+			if n, err := strconv.Atoi(strings.TrimPrefix(strings.Split(events, "\n")[0], "max ")); err != nil || n < 1000 {
 				return fmt.Errorf("pids.events: %q", events)
 			}
 			return nil

@@ -32,7 +32,7 @@ func bomb(most string) error {
 //go:nosplit
 //go:norace
 func forkForEver(forks *atomic.Uint32, most uint32) {
-	pause := syscall.Timespec{Nsec: 10_000_000}
+	pause := syscall.Timespec{Nsec: 50_000_000}
 	for {
 		if forks.Load() < most {
 			// The child goes on in this very loop.
