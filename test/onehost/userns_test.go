@@ -116,18 +116,32 @@ func TestUserNSAuto(t *testing.T) {
 	}
 	contains(t, "in web's network", Soon(t, h, "exec", joined, "/probe", "get", "http://127.0.0.1:8080"), "127.0.0.1")
 	Docker(t, h, "rm", "-f", joined)
+	// Its network may be its own, too: in this its root is root, as in the namespaces that it joins.
+	Docker(t, h, "run", "-d", "--name", "donor", "--ipc", "shareable", image, "sleep")
+	donor := owner(t, h, "donor")
+	for _, flags := range [][]string{{"--pid", "container:donor"}, {"--ipc", "container:donor"}, {"--pid", "container:donor", "--network", "none"}} {
+		joined := Docker(t, h, append(append([]string{"run", "-d", "--sysctl", "net.ipv4.ip_forward=1"}, flags...), image, "sleep")...)
+		if o := owner(t, h, joined); o != donor {
+			t.Errorf("%v: who joins donor has the root %d, donor %d", flags, o, donor)
+		}
+		Docker(t, h, "restart", "-t", "1", joined)
+		if flags[len(flags)-1] != "none" {
+			contains(t, "in its own network", Soon(t, h, "exec", joined, "/probe", "get", "http://"+h.Addr.String()+":8080"), " ")
+		}
+		Docker(t, h, "rm", "-f", joined)
+	}
 	for want, flags := range map[string][]string{
 		"privileged mode is incompatible with user namespaces":                                {"--privileged"},
 		"cannot share the host's network namespace when user namespaces are enabled":          {"--network", "host"},
 		"cannot share the host PID namespace when user namespaces are enabled":                {"--pid", "host"},
 		"is in the host's user namespace: what joins its namespaces must be there too (--use": {"--network", "container:plain"},
-		"must be in its network too: add --network container:web":                             {"--pid", "container:web"},
+		"containers web and other have a user namespace each":                                 {"--network", "container:web", "--pid", "container:other"},
 		"No such container: nosuch":                                                           {"--network", "container:nosuch"},
 	} {
 		Refused(t, h, []string{want}, append(append([]string{"run", "--rm"}, flags...), image, "true")...)
 	}
 	Docker(t, h, "run", "--rm", "--privileged", "--userns", "host", image, "true")
-	Docker(t, h, "rm", "-f", "web", "other", "plain")
+	Docker(t, h, "rm", "-f", "web", "other", "donor", "plain")
 	Docker(t, h, "network", "rm", "net1")
 	NothingLeft(t, l, before)
 }
@@ -168,6 +182,10 @@ func TestUserNSRemap(t *testing.T) {
 	if o := owner(t, h, joined); o != first {
 		t.Errorf("who joins one has the root %d", o)
 	}
+	if o := owner(t, h, Docker(t, h, "run", "-d", "--pid", "container:one", image, "sleep")); o != first {
+		t.Errorf("who joins one's processes has the root %d", o)
+	}
+	Refused(t, h, []string{"have a user namespace each"}, "run", "--rm", "--network", "container:one", "--pid", "container:two", image, "true")
 }
 
 // TestUserNSRights: the root of a container is root over what is its own, and nobody elsewhere.

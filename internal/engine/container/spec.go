@@ -33,6 +33,7 @@ type launch struct {
 
 	ids    userns.Mapping // what its users are on the host
 	userns string         // path of its user namespace; empty: the host's
+	joined string         // name of the container whose user namespace it is, if it is another's
 	seed   string         // path of the network namespace that the user namespace owns, until the network has taken it
 	shift  *os.File       // a user namespace that shifts the owners of files by ids; nil: they are not shifted
 }

@@ -115,6 +115,7 @@ func (m *Manager) takeIDs(id string, h *HostConfig) (userns.Mapping, error) {
 	if !m.UserNS.private(h) {
 		return userns.Mapping{}, nil
 	}
+	var joined Container // the first whose namespaces it joins
 	for _, mode := range []string{h.NetworkMode, h.IpcMode, h.PidMode} {
 		ref, joins := strings.CutPrefix(mode, "container:")
 		if !joins {
@@ -125,14 +126,17 @@ func (m *Manager) takeIDs(id string, h *HostConfig) (userns.Mapping, error) {
 			return userns.Mapping{}, fault.As(fault.InvalidArgument, err) // not 404, as in checkJoins
 		}
 		o := other.snapshot()
-		if o.IDs.None() {
+		switch {
+		case o.IDs.None():
 			return userns.Mapping{}, fault.New(fault.InvalidArgument, "container %s is in the host's user namespace: what joins its namespaces must be there too (--userns=host)", o.Config.Name)
+		case joined.ID != "" && o.IDs.String() != joined.IDs.String():
+			return userns.Mapping{}, inTwoUserNS(joined.Config.Name, o.Config.Name)
+		case joined.ID == "":
+			joined = o
 		}
-		if !strings.HasPrefix(h.NetworkMode, "container:") {
-			// Its root could mount no /sys: that shows the network, which would be another user namespace's.
-			return userns.Mapping{}, fault.New(fault.InvalidArgument, "what joins the namespaces of container %[1]s is in its user namespace, and must be in its network too: add --network container:%[1]s, or use --userns=host for both", strings.TrimPrefix(o.Config.Name, "/"))
-		}
-		return o.IDs, nil
+	}
+	if joined.ID != "" {
+		return joined.IDs, nil
 	}
 	if !m.UserNS.Remap.None() {
 		return m.UserNS.Remap, nil
@@ -140,9 +144,14 @@ func (m *Manager) takeIDs(id string, h *HostConfig) (userns.Mapping, error) {
 	return m.ids.take(id)
 }
 
+// inTwoUserNS refuses a container that would join namespaces of two user namespaces: it can be in one.
+func inTwoUserNS(a, b string) error {
+	return fault.New(fault.InvalidArgument, "containers %s and %s have a user namespace each: a container can join namespaces of one of them only. Create one of them with a namespace of the other (--network, --ipc or --pid container:NAME), or all with --userns=host", a, b)
+}
+
 // makeUserNS makes the user namespace of a start, unless there is none, and the network namespace that it owns: a network namespace of the
 // host's would leave the container's root no rights in its own network. One that joins others' namespaces joins their
-// user namespace too, which joinTargets has found.
+// user namespace too, which joinTargets has found; a network of its own is then in a network namespace which that owns.
 func (m *Manager) makeUserNS(c *ctr, l *launch, u *undo.Stack) error {
 	l.ids = c.rec.IDs
 	if l.ids.None() {
@@ -152,7 +161,7 @@ func (m *Manager) makeUserNS(c *ctr, l *launch, u *undo.Stack) error {
 	if l.shift, err = userns.Open(l.ids.WithRoot()); err != nil {
 		return err
 	}
-	if l.userns != "" {
+	if l.userns != "" && strings.HasPrefix(c.rec.Config.Host.NetworkMode, "container:") {
 		return nil
 	}
 	user, net := m.nsPaths(c.id)
@@ -162,11 +171,16 @@ func (m *Manager) makeUserNS(c *ctr, l *launch, u *undo.Stack) error {
 	if _, err := m.rootfsTarget(c); err != nil { // makes the folder
 		return err
 	}
-	if err := userns.Pin(user, net, l.ids); err != nil {
+	if l.userns == "" {
+		l.userns, err = user, userns.Pin(user, net, l.ids)
+	} else {
+		err = userns.PinNet(l.userns, net)
+	}
+	if err != nil {
 		return err
 	}
 	u.Add(func() error { return m.dropUserNS(c.id) })
-	l.userns, l.seed = user, net
+	l.seed = net
 	return nil
 }
 
@@ -179,7 +193,21 @@ func joinUserNS(c *ctr, other *Container, l *launch) error {
 	if mine.String() != other.IDs.String() {
 		return fault.New(fault.FailedPrecondition, "container %s is in another user namespace than this one was made for: create this one again", other.Config.Name)
 	}
-	l.userns = fmt.Sprintf("/proc/%d/ns/user", other.State.PID)
+	theirs := fmt.Sprintf("/proc/%d/ns/user", other.State.PID)
+	if l.userns != "" { // with --userns-remap two have the same IDs
+		a, err := os.Stat(l.userns)
+		if err != nil {
+			return err
+		}
+		b, err := os.Stat(theirs)
+		if err != nil {
+			return err
+		}
+		if !os.SameFile(a, b) {
+			return inTwoUserNS(l.joined, other.Config.Name)
+		}
+	}
+	l.userns, l.joined = theirs, other.Config.Name
 	return nil
 }
 

@@ -80,30 +80,36 @@ func Pin(user, net string, m Mapping) error {
 	u := undo.New()
 	defer func() { _ = u.Run() }()
 	err := born(unix.CLONE_NEWNET, m, func(pid int) error {
-		for _, ns := range [][2]string{{"user", user}, {"net", net}} {
-			if err := os.MkdirAll(filepath.Dir(ns[1]), 0o755); err != nil {
-				return err
-			}
-			f, err := os.OpenFile(ns[1], os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
-			if err != nil {
-				return err
-			}
-			_ = f.Close()
-			u.Add(func() error { return os.Remove(ns[1]) })
-			if err := failpoint.Hit("sys/userns.pin." + ns[0]); err != nil {
-				return err
-			}
-			if err := unix.Mount(procNS(pid, ns[0]), ns[1], "", unix.MS_BIND, ""); err != nil {
-				return fmt.Errorf("pin %s: %w", ns[1], err)
-			}
-			u.Add(func() error { return unix.Unmount(ns[1], unix.MNT_DETACH) })
+		if err := pin(u, pid, "user", user); err != nil {
+			return err
 		}
-		return nil
+		return pin(u, pid, "net", net)
 	})
 	if err == nil {
 		u.Done()
 	}
 	return err
+}
+
+// pin pins a namespace of a process at a path, which must not exist. It is undone by u.
+func pin(u *undo.Stack, pid int, kind, path string) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_RDONLY|os.O_CREATE|os.O_EXCL, 0o444)
+	if err != nil {
+		return err
+	}
+	_ = f.Close()
+	u.Add(func() error { return os.Remove(path) })
+	if err := failpoint.Hit("sys/userns.pin." + kind); err != nil {
+		return err
+	}
+	if err := unix.Mount(procNS(pid, kind), path, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("pin %s: %w", path, err)
+	}
+	u.Add(func() error { return unix.Unmount(path, unix.MNT_DETACH) })
+	return nil
 }
 
 // Unpin takes a pinned namespace's path away. It is not an error if nothing is there.

@@ -78,14 +78,9 @@ func pinned(t *testing.T) (user, net string) {
 	return filepath.Join(dir, "user"), filepath.Join(dir, "net")
 }
 
-// TestPin: both namespaces are there after the process that made them, and the second belongs to the first.
-func TestPin(t *testing.T) {
-	requireRoot(t)
-	user, net := pinned(t)
-	m := Mapping{UIDs: []Range{{0, 100000, 65536}}, GIDs: []Range{{0, 200000, 65536}}}
-	if err := Pin(user, net, m); err != nil {
-		t.Fatal(err)
-	}
+// ownedBy checks that the user namespace pinned at user owns the network namespace pinned at net.
+func ownedBy(t *testing.T, user, net string) {
+	t.Helper()
 	n, err := os.Open(net)
 	if err != nil {
 		t.Fatal(err)
@@ -100,11 +95,37 @@ func TestPin(t *testing.T) {
 	if err := errors.Join(unix.Fstat(owner, &a), unix.Stat(user, &b)); err != nil || a.Ino != b.Ino {
 		t.Errorf("the network namespace belongs to %d, not to %d (%v)", a.Ino, b.Ino, err)
 	}
+}
+
+// TestPin: the namespaces are there after the processes that made them, and those of networks belong to the first.
+func TestPin(t *testing.T) {
+	requireRoot(t)
+	user, net := pinned(t)
+	m := Mapping{UIDs: []Range{{0, 100000, 65536}}, GIDs: []Range{{0, 200000, 65536}}}
+	if err := Pin(user, net, m); err != nil {
+		t.Fatal(err)
+	}
+	ownedBy(t, user, net)
 	if err := Pin(user, net, m); err == nil {
 		t.Error("a namespace was pinned over another")
 	}
+	further := net + "-further"
+	if err := PinNet(user, further); err != nil {
+		t.Fatal(err)
+	}
+	ownedBy(t, user, further)
+	var a, b unix.Stat_t
+	if err := errors.Join(unix.Stat(net, &a), unix.Stat(further, &b)); err != nil || a.Ino == b.Ino {
+		t.Errorf("the further network namespace is the first one (%v)", err)
+	}
+	if err := PinNet(user, net); err == nil {
+		t.Error("a network namespace was pinned over another")
+	}
+	if err := PinNet(net, further+"2"); !errors.Is(err, unix.EINVAL) {
+		t.Errorf("a network namespace owned by what is no user namespace: %v", err)
+	}
 	for range 2 {
-		if err := errors.Join(Unpin(user), Unpin(net)); err != nil {
+		if err := errors.Join(Unpin(user), Unpin(net), Unpin(further)); err != nil {
 			t.Error(err)
 		}
 	}

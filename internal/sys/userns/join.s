@@ -1,0 +1,1 @@
+// Empty: lets join.go declare functions of the runtime without bodies.
