@@ -79,6 +79,10 @@ type legacyImageInspect struct {
 	Author        string
 	VirtualSize   int64 `json:",omitempty"`
 	Config        any
+	// Container is the one that the last step of a build ran in, ContainerConfig its settings: before 1.45. No builder of
+	// today has one, so both say nothing.
+	Container       *string            `json:",omitempty"`
+	ContainerConfig *oldestImageConfig `json:",omitempty"`
 }
 
 // legacyImageConfig shows what newer versions leave out when it is empty: templates of users look for it.
@@ -135,6 +139,9 @@ func imageInspect(img *image.Image, r *request, onePlatform bool, users func(str
 	}
 	if r.version < 1044 {
 		legacy.VirtualSize = img.Size
+	}
+	if r.version < 1045 {
+		legacy.Container, legacy.ContainerConfig = new(string), new(oldestImageConfig)
 	}
 	return legacy
 }

@@ -70,6 +70,12 @@ func TestImages(t *testing.T) {
 	if _, _, body := l.do(t, "GET", "/v1.44/images/json", "", ""); strings.Contains(body, "VirtualSize") {
 		t.Errorf("1.44 shows what it has not: %s", body)
 	}
+	const noContainer = `"Container":"","ContainerConfig":{"Cmd":null,"Entrypoint":null,"Env":null,"Labels":null,"OnBuild":null,"User":"","Volumes":null,"WorkingDir":"","Hostname":"",`
+	for version, want := range map[string]bool{"1.24": true, "1.41": true, "1.44": true, "1.45": false, "1.52": false} {
+		if _, _, body := l.do(t, "GET", "/v"+version+"/images/nginx:1/json", "", ""); strings.Contains(body, noContainer) != want || strings.Contains(body, "ContainerConfig") != want {
+			t.Errorf("the container of a build step, in %s: %s", version, body)
+		}
+	}
 	if status, _, body := l.do(t, "GET", "/v1.54/images/json?identity=1", "", ""); status != 400 || !strings.Contains(body, "identity requires manifests=1") {
 		t.Errorf("identity alone: %d %s", status, body)
 	}
