@@ -59,6 +59,7 @@ type Client struct {
 	change  chan struct{} // closed and replaced when live changes
 	closed  bool
 	spawned bool                 // a keeper was started by this client
+	met     bool                 // there was a keeper that it spoke with
 	ending  bool                 // the keeper was told to end: no new one
 	seen    map[string]time.Time // exits already told, by target: a reconnection replays them
 }
@@ -407,7 +408,10 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 			if !nobodyListens(err) {
 				return nil, err
 			}
-			err := spawn(ctx, c.cfg, c.log, &c.held, c.streams.targets())
+			c.mu.Lock()
+			met := c.met
+			c.mu.Unlock()
+			err := spawn(ctx, c.cfg, c.log, &c.held, wire.Handover{Attached: c.streams.targets(), New: !met})
 			c.cfg.Failpoints = ""
 			if err != nil {
 				return nil, err
@@ -438,6 +442,9 @@ func (c *Client) connect(ctx context.Context) (*session, error) {
 			_ = conn.Close()
 			return nil, newerKeeper(is.Version)
 		case same && (asked || !c.otherBuild(is.Build)):
+			c.mu.Lock()
+			c.met = true
+			c.mu.Unlock()
 			return s, nil
 		case asked:
 			_ = conn.Close()

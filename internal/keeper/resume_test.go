@@ -164,6 +164,32 @@ func TestExecWhoseClientHasGone(t *testing.T) {
 	}
 }
 
+// An exec whose daemon died with the keeper, before its client came, is not held up for that client.
+func TestExecWhoseDaemonHasGone(t *testing.T) {
+	h := newHost(t)
+	s := h.spec("sleep")
+	h.run(s)
+	p := keeper.Process{Container: s.ID, ExecID: newID(), Process: mustJSON(process("sleep")), Attach: true}
+	st, err := h.c.Exec(h.ctx(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := h.c.PID()
+	if err := h.c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.kill9(pid)
+	h.connect()
+	began := time.Now()
+	if err := unix.Kill(st.PID, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	h.exit(s.ID, p.ExecID)
+	if took := time.Since(began); took > testhost.Patient(5*time.Second) {
+		t.Errorf("its end was told after %v", took)
+	}
+}
+
 func same(a, b []byte) int {
 	for i := range min(len(a), len(b)) {
 		if a[i] != b[i] {

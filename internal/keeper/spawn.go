@@ -41,7 +41,7 @@ func (cfg Config) binary() (string, error) {
 
 // spawn starts a keeper in a session of its own, hands over the held descriptors, and returns when it has adopted what
 // runs and listens.
-func spawn(ctx context.Context, cfg Config, log *slog.Logger, held *handles, attached []wire.Target) error {
+func spawn(ctx context.Context, cfg Config, log *slog.Logger, held *handles, told wire.Handover) error {
 	binary, err := cfg.binary()
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func spawn(ctx context.Context, cfg Config, log *slog.Logger, held *handles, att
 
 	stop := context.AfterFunc(ctx, func() { _ = conn.Unix.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	err = handOver(conn, held, attached)
+	err = handOver(conn, held, told)
 	if fault.Is(err, fault.AlreadyExists) {
 		log.Info("a keeper that a daemon before started is there", "err", err)
 		return nil
@@ -103,7 +103,7 @@ func spawn(ctx context.Context, cfg Config, log *slog.Logger, held *handles, att
 	return nil
 }
 
-func handOver(conn *wire.Conn, held *handles, attached []wire.Target) error {
+func handOver(conn *wire.Conn, held *handles, told wire.Handover) error {
 	err := held.each(func(h wire.Handle, fds []int) error {
 		body, err := json.Marshal(h)
 		if err != nil {
@@ -112,7 +112,7 @@ func handOver(conn *wire.Conn, held *handles, attached []wire.Target) error {
 		return conn.Send(wire.Message{Op: wire.PushHold, Body: body}, fds...)
 	})
 	if err == nil {
-		body, _ := json.Marshal(wire.Handover{Attached: attached})
+		body, _ := json.Marshal(told)
 		err = conn.Send(wire.Message{Op: wire.HandoverDone, Body: body})
 	}
 	// A keeper that refuses says why before it goes, so its word comes before the broken pipe.

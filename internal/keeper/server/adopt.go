@@ -16,14 +16,16 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
 )
 
-// handed is what was given to this keeper at its start: descriptors of processes, and how many are attached to each.
+// handed is what was given to this keeper at its start: descriptors of processes, how many are attached to each, and
+// whether the daemon is one that can have nobody to attach yet.
 type handed struct {
 	fds      map[wire.Target]map[string]int
 	attached map[wire.Target]int
+	newcomer *bool
 }
 
 func newHanded() handed {
-	return handed{fds: map[wire.Target]map[string]int{}, attached: map[wire.Target]int{}}
+	return handed{fds: map[wire.Target]map[string]int{}, attached: map[wire.Target]int{}, newcomer: new(bool)}
 }
 
 // take returns a descriptor, -1 if it was not given.
@@ -75,6 +77,7 @@ func receiveHandover(c *wire.Conn, into handed) error {
 					return fault.New(fault.InvalidArgument, "handover: malformed message")
 				}
 			}
+			*into.newcomer = told.New
 			for _, t := range told.Attached {
 				into.attached[t]++
 			}
@@ -185,7 +188,7 @@ func (s *Server) adoptContainer(id string, given handed) error {
 // resumeProc goes on with a process where the keeper before stopped.
 func (s *Server) resumeProc(c *container, p *proc, given handed) {
 	t := p.target()
-	p.fan.adopt(given.attached[t], p.spooled(int(wire.FrameStdout))+p.spooled(int(wire.FrameStderr)))
+	p.fan.adopt(given.attached[t], p.spooled(int(wire.FrameStdout))+p.spooled(int(wire.FrameStderr)), !*given.newcomer)
 	if p.rec.Status.State == keeper.Exited { // told and drained
 		for _, stream := range []int{1, 2} {
 			p.fan.begin(stream, p.spooled(stream))

@@ -59,12 +59,13 @@ func (f *fanout) begin(stream int, at int64) {
 	f.sent[stream] = at
 }
 
-// adopt says that there was a keeper before, which took so many bytes, and of whose clients so many come back.
-func (f *fanout) adopt(clients int, taken int64) {
+// adopt says that there was a keeper before, which took so many bytes, and of whose clients so many come back. One that is expected
+// for the first time counts as one of them if it still may come.
+func (f *fanout) adopt(clients int, taken int64, mayCome bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.unread, f.keepBacklog = f.keepBacklog, false
-	if f.first != nil && clients == 0 && taken <= keptForClients {
+	if mayCome && f.first != nil && clients == 0 && taken <= keptForClients {
 		clients = 1 // the one that is expected may not have come yet
 	}
 	f.first = nil

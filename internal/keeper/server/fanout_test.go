@@ -157,7 +157,7 @@ func TestFirstClientGetsEverythingOfBothStreams(t *testing.T) {
 func TestNobodyReturns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFanout(true, true)
-		f.adopt(0, 0)
+		f.adopt(0, 0, true)
 		began := time.Now()
 		f.awaitReturn()
 		if held := time.Since(began); held != stallLimit {

@@ -59,6 +59,8 @@ type AttachReply struct {
 type Handover struct {
 	// Attached are those who were attached to the keeper before and come back, one entry for each.
 	Attached []Target `json:"attached,omitempty"`
+	// New: the daemon has had no keeper before. Of those whom the daemon before it was to attach nobody comes any more.
+	New bool `json:"new,omitempty"`
 }
 
 // Target names a container or one of its execs.
