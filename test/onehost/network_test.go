@@ -40,13 +40,14 @@ func TestNetworks(t *testing.T) {
 	Refused(t, h, []string{"network nothing not found"}, "run", "--rm", "--network", "nothing", image, "true")
 	Refused(t, h, []string{"active endpoints"}, "network", "rm", "front")
 
-	Docker(t, h, "network", "create", "back")
-	Docker(t, h, "network", "connect", "--alias", "db", "back", "web")
-	contains(t, "connected while running", Docker(t, h, "run", "--rm", "--network", "back", image, "get", "http://db:8080"), " ")
-	Docker(t, h, "network", "disconnect", "back", "web")
-	Refused(t, h, []string{"probe:"}, "run", "--rm", "--network", "back", image, "get", "http://db:8080")
+	const back = "web/back $%^" // any name will do
+	Docker(t, h, "network", "create", back)
+	Docker(t, h, "network", "connect", "--alias", "db", back, "web")
+	contains(t, "connected while running", Docker(t, h, "run", "--rm", "--network", back, image, "get", "http://db:8080"), " ")
+	Docker(t, h, "network", "disconnect", back, "web")
+	Refused(t, h, []string{"probe:"}, "run", "--rm", "--network", back, image, "get", "http://db:8080")
 	Docker(t, h, "rm", "-f", "web")
-	Docker(t, h, "network", "rm", "front", "back")
+	Docker(t, h, "network", "rm", "front", back)
 	NothingLeft(t, l, before)
 }
 

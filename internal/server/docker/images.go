@@ -39,26 +39,11 @@ func (a *imageAPI) routes() []route {
 		{method: "POST", pattern: "/images/create", serve: a.create},
 		{method: "POST", pattern: "/images/load", serve: a.load},
 		{method: "POST", pattern: "/images/prune", serve: a.prune, since: 1025},
-		// Names have slashes, which a pattern cannot have before a fixed end.
-		{method: "GET", pattern: "/images/{name...}", serve: a.named(map[string]handler{
+		{method: "GET", pattern: "/images/{name...}", serve: named(map[string]handler{
 			"json": a.inspect, "history": a.history, "get": a.save, "attestations": a.attestations,
 		})},
-		{method: "POST", pattern: "/images/{name...}", serve: a.named(map[string]handler{"push": a.push, "tag": a.tag})},
+		{method: "POST", pattern: "/images/{name...}", serve: named(map[string]handler{"push": a.push, "tag": a.tag})},
 		{method: "DELETE", pattern: "/images/{name...}", serve: a.remove},
-	}
-}
-
-// named serves NAME/VERB by its verb.
-func (a *imageAPI) named(verbs map[string]handler) handler {
-	return func(w *response, r *request) error {
-		name, verb := path.Split(r.PathValue("name"))
-		serve, ok := verbs[verb]
-		name = strings.TrimSuffix(name, "/")
-		if !ok || name == "" {
-			return fault.New(fault.NotFound, "page not found")
-		}
-		r.SetPathValue("name", name)
-		return serve(w, r)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"context"
 	"maps"
 	"net/http"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,10 +29,9 @@ func (a *networkAPI) routes() []route {
 		{method: "GET", pattern: "/networks", serve: a.list},
 		{method: "POST", pattern: "/networks/create", serve: a.create},
 		{method: "POST", pattern: "/networks/prune", serve: a.prune, since: 1025},
-		{method: "GET", pattern: "/networks/{id}", serve: a.inspect},
-		{method: "DELETE", pattern: "/networks/{id}", serve: a.remove},
-		{method: "POST", pattern: "/networks/{id}/connect", serve: a.connect},
-		{method: "POST", pattern: "/networks/{id}/disconnect", serve: a.disconnect},
+		{method: "GET", pattern: "/networks/{name...}", serve: a.inspect},
+		{method: "DELETE", pattern: "/networks/{name...}", serve: a.remove},
+		{method: "POST", pattern: "/networks/{name...}", serve: named(map[string]handler{"connect": a.connect, "disconnect": a.disconnect})},
 	}
 }
 
@@ -208,7 +206,7 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	n, err := a.find(r.Context(), r.PathValue("id"), r.query.Get("scope"))
+	n, err := a.find(r.Context(), r.PathValue("name"), r.query.Get("scope"))
 	if err != nil {
 		return err
 	}
@@ -244,8 +242,6 @@ func (a *networkAPI) containerNames() map[string]string {
 	return out
 }
 
-var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
-
 func (a *networkAPI) create(w *response, r *request) error {
 	var body apinetwork.CreateRequest
 	if err := r.decode(&body); err != nil {
@@ -257,8 +253,6 @@ func (a *networkAPI) create(w *response, r *request) error {
 	switch {
 	case strings.TrimSpace(body.Name) == "":
 		return fault.New(fault.InvalidArgument, "invalid name: name is empty")
-	case !networkName.MatchString(body.Name):
-		return fault.New(fault.InvalidArgument, "invalid network name %q: only [a-zA-Z0-9][a-zA-Z0-9_.-]* is allowed", body.Name)
 	case body.IPAM != nil && body.IPAM.Driver != "" && body.IPAM.Driver != "default" && body.IPAM.Driver != "null":
 		return fault.New(fault.NotFound, "could not find plugin %s in v1 plugin registry: IPAM driver %q not found; use \"default\"", body.IPAM.Driver, body.IPAM.Driver)
 	}
@@ -348,7 +342,7 @@ func (a *networkAPI) complete(body *apinetwork.CreateRequest) error {
 }
 
 func (a *networkAPI) remove(w *response, r *request) error {
-	n, err := a.find(r.Context(), r.PathValue("id"), "")
+	n, err := a.find(r.Context(), r.PathValue("name"), "")
 	if err != nil {
 		return err
 	}
@@ -402,7 +396,7 @@ func (a *networkAPI) disconnect(w *response, r *request) error {
 // reference turns the network of the path into an ID, if this node knows it: a worker learns of an attachable network
 // only when its first container joins it.
 func (a *networkAPI) reference(r *request) string {
-	ref := r.PathValue("id")
+	ref := r.PathValue("name")
 	if n, err := a.find(r.Context(), ref, ""); err == nil {
 		return n.id()
 	}

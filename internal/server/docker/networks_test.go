@@ -139,3 +139,34 @@ func TestChosenHardwareAddress(t *testing.T) {
 		}
 	}
 }
+
+// TestNetworkNames: a network may have any name but an empty one, and is found by it, whatever is in it.
+func TestNetworkNames(t *testing.T) {
+	l := newLab(t)
+	c := l.client(t)
+	for _, name := range []string{"kiwl$%^", "test@#$", "web/front end", "réseau", "a/connect", "%2f?x=y"} {
+		n, err := c.NetworkCreate(t.Context(), name, client.NetworkCreateOptions{})
+		if err != nil {
+			t.Errorf("%q: %v", name, err)
+			continue
+		}
+		if got, err := c.NetworkInspect(t.Context(), name, client.NetworkInspectOptions{}); err != nil || got.Network.ID != n.ID || got.Network.Name != name {
+			t.Errorf("%q is found as %q: %v", name, got.Network.Name, err)
+		}
+		l.containers.asked = nil
+		_, joins := c.NetworkConnect(t.Context(), name, client.NetworkConnectOptions{Container: "web"})
+		_, leaves := c.NetworkDisconnect(t.Context(), name, client.NetworkDisconnectOptions{Container: "web"})
+		if want := []string{"connect web " + n.ID + " aliases=[] ip=invalid IP", "disconnect web " + n.ID + " force=false"}; joins != nil || leaves != nil || !slices.Equal(l.containers.asked, want) {
+			t.Errorf("a container joins and leaves %q: %q, %v, %v", name, l.containers.asked, joins, leaves)
+		}
+		if _, err := c.NetworkRemove(t.Context(), name, client.NetworkRemoveOptions{}); err != nil {
+			t.Errorf("%q: %v", name, err)
+		}
+	}
+	if _, err := c.NetworkCreate(t.Context(), " ", client.NetworkCreateOptions{}); !cerrdefs.IsInvalidArgument(err) {
+		t.Errorf("an empty name: %v", err)
+	}
+	if status, _, _ := l.do(t, "POST", "/networks/bridge/leave", "application/json", `{"Container": "x"}`); status != 404 {
+		t.Errorf("an unknown verb: %d", status)
+	}
+}

@@ -106,6 +106,20 @@ func routes(cfg Config) []route {
 	return all
 }
 
+// named serves NAME/VERB by its verb: names have slashes, which a pattern cannot have before a fixed end.
+func named(verbs map[string]handler) handler {
+	return func(w *response, r *request) error {
+		name, verb := path.Split(r.PathValue("name"))
+		serve, ok := verbs[verb]
+		name = strings.TrimSuffix(name, "/")
+		if !ok || name == "" {
+			return fault.New(fault.NotFound, "page not found")
+		}
+		r.SetPathValue("name", name)
+		return serve(w, r)
+	}
+}
+
 // ServeHTTP reads the API version off the path and serves the rest of it.
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Server", s.name)
