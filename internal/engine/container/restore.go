@@ -148,7 +148,7 @@ func (m *Manager) adopt(c *ctr, st keeper.Status) {
 		c.publish()
 		return
 	}
-	m.running(c, st)
+	m.running(c, st, false)
 }
 
 func (m *Manager) hasMounts(c *ctr) bool {

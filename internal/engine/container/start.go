@@ -132,8 +132,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	}
 	laps.lap("start")
 	u.Done()
-	m.running(c, started)
-	c.run.whole = true
+	m.running(c, started, true)
 	laps.lap("record")
 	m.log.Debug("container started", append([]any{"container", c.id}, laps.args...)...)
 	m.volumeEvents(&c.rec.Container, "mount")
@@ -157,8 +156,9 @@ func (l *laps) lap(step string) {
 	l.last = now
 }
 
-// running records that the container's process runs and begins what goes with that. The caller holds c.mu.
-func (m *Manager) running(c *ctr, st keeper.Status) {
+// running records that the container's process runs and begins what goes with that; whole: this daemon started it. The
+// caller holds c.mu.
+func (m *Manager) running(c *ctr, st keeper.Status, whole bool) {
 	at := st.StartedAt.UTC()
 	if at.IsZero() {
 		at = time.Now().UTC()
@@ -171,6 +171,7 @@ func (m *Manager) running(c *ctr, st keeper.Status) {
 	c.rec.EverStarted = true
 	c.stopAsked = false
 	c.begin()
+	c.run.whole = whole // before the health checks look at it
 	m.ship(c)
 	m.startHealth(c)
 	m.saveLogged(c)
