@@ -319,6 +319,39 @@ func pullHeld(t *testing.T, s *Store, r *testimage.Server, ref string) (end func
 	}
 }
 
+// TestPruneWhileWorkEnds: loads, pulls and commits that end while somebody prunes are no error to him.
+func TestPruneWhileWorkEnds(t *testing.T) {
+	s := open(t)
+	ended := make(chan error)
+	const workers = 8
+	for range workers {
+		go func() {
+			for range 60 {
+				_, done, err := s.withLease(s.ns(t.Context()))
+				if err != nil {
+					ended <- err
+					return
+				}
+				done()
+			}
+			ended <- nil
+		}()
+	}
+	for left := workers; left > 0; {
+		select {
+		case err := <-ended:
+			if err != nil {
+				t.Error(err)
+			}
+			left--
+		default:
+			if _, err := s.dropInterrupted(s.ns(t.Context()), ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}
+
 // TestPruneTakesWhatACancelledPullLeft and what the daemon before left of one, but nothing of a pull that goes on.
 func TestPruneTakesWhatACancelledPullLeft(t *testing.T) {
 	r := registry(t)

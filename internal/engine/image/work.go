@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 )
 
@@ -67,13 +68,20 @@ func (s *Store) dropInterrupted(ctx context.Context, of digest.Digest) (held []l
 			continue
 		}
 		resources, err := m.ListResources(ctx, l)
+		if errdefs.IsNotFound(err) { // the work ended, or another prune was faster, since the leases were listed
+			continue
+		}
 		if err != nil {
 			return held, fmt.Errorf("image store: lease %s: %w", l.ID, err)
 		}
 		if of != "" && !slices.Contains(resources, leases.Resource{ID: of.String(), Type: "content"}) {
 			continue
 		}
-		if err := m.Delete(ctx, l); err != nil {
+		err = m.Delete(ctx, l)
+		if errdefs.IsNotFound(err) {
+			continue
+		}
+		if err != nil {
 			return held, fmt.Errorf("image store: lease %s: %w", l.ID, err)
 		}
 		held = append(held, resources...)
