@@ -248,25 +248,39 @@ func (c *CA) Sign(csrPEM []byte, s Subject, lifetime time.Duration, now time.Tim
 
 // Verify checks that the CA has issued the certificate and that it is a node's. expired says that it is past its end,
 // which is no error here: whoever asks decides what an expired certificate is still good for. It holds no longer than
-// the root that signed it.
+// the root that signed it. When it or the root was issued does not matter: that may lie ahead of a clock which is slow or
+// was set back, and who has such a certificate has it from the cluster all the same.
 func (c *CA) Verify(cert *x509.Certificate, now time.Time) (s Subject, expired bool, err error) {
-	pool := x509.NewCertPool()
-	for _, r := range c.roots {
-		if now.Before(r.NotAfter) {
-			pool.AddCert(r)
-		}
-	}
 	at := now
 	if now.After(cert.NotAfter) {
 		expired, at = true, cert.NotAfter
 	}
-	if _, err := cert.Verify(x509.VerifyOptions{
-		Roots: pool, CurrentTime: at, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	}); err != nil {
+	at = latest(at, cert.NotBefore)
+	err = errors.New("the cluster's authority has expired")
+	for _, r := range c.roots {
+		if now.After(r.NotAfter) {
+			continue
+		}
+		pool := x509.NewCertPool()
+		pool.AddCert(r)
+		if _, err = cert.Verify(x509.VerifyOptions{
+			Roots: pool, CurrentTime: latest(at, r.NotBefore), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
+		}); err == nil {
+			break
+		}
+	}
+	if err != nil {
 		return Subject{}, false, fault.New(fault.Unauthorized, "certificate of %q: %w", cert.Subject.CommonName, err)
 	}
 	s, err = SubjectOf(cert)
 	return s, expired, err
+}
+
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // NewRequest makes a key and the request for its certificate.

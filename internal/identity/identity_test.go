@@ -78,6 +78,11 @@ func TestCertificateSaysWhoANodeIs(t *testing.T) {
 	if _, expired, err = ca.Verify(cert, time.Now().Add(DefaultNodeLifetime+time.Hour)); err != nil || !expired {
 		t.Errorf("after its end: expired %v, %v", expired, err)
 	}
+	for _, before := range []time.Duration{12 * time.Hour, 20 * 365 * 24 * time.Hour} { // its own and its root's beginning lie ahead
+		if got, expired, err = ca.Verify(cert, time.Now().Add(-before)); err != nil || got != want || expired {
+			t.Errorf("on a host whose clock is %v slow: %+v, %v, %v", before, got, expired, err)
+		}
+	}
 	if _, _, err = ca.Verify(cert, time.Now().Add(CALifetime+time.Hour)); err == nil {
 		t.Error("a certificate outlives its CA")
 	}

@@ -115,7 +115,7 @@ func suitesOf(text string) ([]suite, error) {
 	if text == "" {
 		return []suite{
 			{program: "onehost", pattern: "TestRun$|TestLifeCycle|TestLimits|TestCgroup|TestOutOfMemory|TestDeviceRules|TestPause|TestBlockIO|TestPrivileged|" +
-				"TestUserNS|TestNetworks$|TestPublishedUDP|TestDaemonGone|TestKeeperGone|TestReboot", bound: time.Hour},
+				"TestUserNS|TestNetworks$|TestPublishedUDP|TestDaemonGone|TestKeeperGone|TestReboot|TestClockIsSet", bound: time.Hour},
 			{program: "keeper", pattern: "TestExec|TestFrozen|TestPaused|TestUpgradeBeside|TestKilledWhile|TestKilledBetween|TestDeletedWhile", bound: 30 * time.Minute},
 			{program: "cluster", pattern: "TestTwoHosts", bound: 20 * time.Minute},
 		}, nil
