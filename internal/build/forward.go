@@ -35,8 +35,8 @@ func (p *program) broken(err error) error {
 // ended says how the program has ended, in words for a user whose build went with it; "" if it has not.
 func (p *program) ended() string {
 	select {
-	case <-p.done:
-	case <-time.After(5 * time.Second): // about to be known, or it is not the program's end
+	case <-p.exited:
+	case <-time.After(builderEnd): // it is not the program's end
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -165,7 +165,10 @@ func (f *flushed) Write(b []byte) (int, error) {
 }
 
 // builderEnd is how long a builder's end may take to be known once a connection to it has broken.
-const builderEnd = 2 * time.Second
+const builderEnd = 5 * time.Second
+
+// lastWords is how long a client has to take what it is told last.
+const lastWords = 2 * time.Second
 
 // tunnel joins the client's connection to one to the builder, once that has agreed to the change of protocol.
 func (p *program) tunnel(w http.ResponseWriter, r *http.Request) error {
@@ -185,7 +188,7 @@ func (p *program) tunnel(w http.ResponseWriter, r *http.Request) error {
 	var both sync.WaitGroup
 	left := make(chan struct{}) // closed when the client sends no more
 	both.Go(func() {
-		_, _ = io.Copy(back, ahead.Reader)
+		_, _ = io.Copy(&sink{w: back}, ahead.Reader)
 		close(left)
 		closeWrite(back)
 	})
@@ -201,11 +204,28 @@ func (p *program) tunnel(w http.ResponseWriter, r *http.Request) error {
 	case <-time.After(builderEnd): // an end of this connection alone
 	}
 	closeWrite(front)
-	// The client has what there is; what it may still send goes nowhere.
+	// The client has what there is; what it may still send goes nowhere. It is taken all the same: a connection that is
+	// closed before it is read to its end can take back what was written to it.
 	_ = back.Close()
-	_ = front.Close()
+	_ = front.SetReadDeadline(time.Now().Add(lastWords))
 	both.Wait()
 	return nil
+}
+
+// sink writes to the builder for as long as that takes anything, and then nowhere: a client whose builder has died is
+// still there, and goes on sending until it is told.
+type sink struct {
+	w    io.Writer
+	dead bool
+}
+
+// Write never fails.
+func (s *sink) Write(b []byte) (int, error) {
+	if !s.dead {
+		_, err := s.w.Write(b)
+		s.dead = err != nil
+	}
+	return len(b), nil
 }
 
 func closeWrite(c net.Conn) {

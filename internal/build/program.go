@@ -30,7 +30,7 @@ type program struct {
 	transport *http.Transport
 	calls     *http.Transport    // for gRPC: HTTP/2 from the first byte
 	end       context.CancelFunc // takes its connection to the daemon away: it ends
-	exited    chan struct{}      // closed when the process has ended
+	exited    chan struct{}      // closed when the process has ended and it is known how
 	done      chan struct{}      // closed when what it left is gone too
 
 	mu     sync.Mutex
@@ -155,12 +155,10 @@ func (s *Service) args() []string {
 	return args
 }
 
-// watch waits for the program's end, however it comes, and takes away what it has left.
+// watch waits for the program's end, however it comes, and takes away what it has left. How it ended is known before that:
+// whoever is told of it does not wait for steps to be taken down.
 func (p *program) watch(served <-chan struct{}, logPath string) {
 	err := p.cmd.Wait()
-	close(p.exited)
-	p.end()
-	<-served // every step is down
 	p.mu.Lock()
 	asked := p.ending
 	p.ending = true
@@ -169,6 +167,9 @@ func (p *program) watch(served <-chan struct{}, logPath string) {
 	}
 	why := p.why
 	p.mu.Unlock()
+	close(p.exited)
+	p.end()
+	<-served // every step is down
 	if asked {
 		p.s.log.Info("the builder has ended")
 	} else {

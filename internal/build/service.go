@@ -87,6 +87,9 @@ func (s *Service) Close() error {
 	p := s.live
 	s.mu.Unlock()
 	if p != nil {
+		p.mu.Lock()
+		p.ending = true
+		p.mu.Unlock()
 		p.end()
 		<-p.done
 	}
