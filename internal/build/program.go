@@ -36,6 +36,7 @@ type program struct {
 	mu     sync.Mutex
 	users  int
 	idle   *time.Timer
+	stale  bool // it was started with options that hold no more
 	ending bool
 	why    string // how it ended, when that was not asked for
 }
@@ -251,16 +252,35 @@ func (p *program) leave() {
 	if p.users--; p.users > 0 || p.ending {
 		return
 	}
+	if p.stale {
+		p.quit()
+		return
+	}
 	var timer *time.Timer
 	timer = time.AfterFunc(p.s.cfg.Idle, func() {
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		if p.idle == timer && p.users == 0 && !p.ending {
-			p.ending = true
-			// Asked politely it closes its databases; it goes all the same when it does not.
-			_ = p.cmd.Process.Signal(syscall.SIGTERM)
-			time.AfterFunc(10*time.Second, func() { p.end() })
+			p.quit()
 		}
 	})
 	p.idle = timer
+}
+
+// quit ends a program without users. Asked politely it closes its databases; it goes all the same when it does not. p.mu
+// is held.
+func (p *program) quit() {
+	p.ending = true
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	time.AfterFunc(10*time.Second, func() { p.end() })
+}
+
+// outdate ends the program as soon as it has no users.
+func (p *program) outdate() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.stale = true
+	if p.users == 0 && !p.ending {
+		p.quit()
+	}
 }

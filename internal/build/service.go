@@ -96,6 +96,16 @@ func (s *Service) Close() error {
 	return nil
 }
 
+// Configure changes what builders are told. One that runs does what it has to do and makes room for another.
+func (s *Service) Configure(change func(*Options)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.cfg.Options)
+	if s.live != nil {
+		s.live.outdate()
+	}
+}
+
 // sweep takes away what a builder which was killed has left below its folder for such things. None runs. Files are
 // deleted only once nothing is mounted there any more: what a mount shows is somebody's layer.
 func (s *Service) sweep() {

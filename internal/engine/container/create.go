@@ -34,6 +34,7 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 	if err := mergeImage(&cfg, &img); err != nil {
 		return "", nil, err
 	}
+	m.defaults.Load().fill(&cfg.Host, m.host.cgroups)
 	if warnings, err = m.validate(&cfg, false); err != nil {
 		return "", warnings, err
 	}

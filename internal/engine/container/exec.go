@@ -215,7 +215,7 @@ func (m *Manager) execProcess(c *Container, cfg *ExecConfig, size [2]uint16) (*s
 	if err != nil {
 		return nil, err
 	}
-	p, err := m.host.process(c, u, sec)
+	p, err := m.host.process(m.defaults.Load().effective(c), u, sec)
 	if err != nil {
 		return nil, err
 	}

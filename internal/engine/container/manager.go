@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -21,6 +22,7 @@ type ManagerConfig struct {
 	ExecRoot     string // mount points and what a reboot may take
 	CgroupParent string // default "/sampan"; a container's own CgroupParent replaces it
 	DefaultLog   LogConfig
+	Defaults     Defaults // at first; SetDefaults replaces them
 	// InitPath is the small init that --init puts before the user's process; empty: --init has no effect, with a warning.
 	InitPath string
 	// HostGateway is what "host-gateway" in ExtraHosts stands for; empty: the gateway of the container's first network.
@@ -51,6 +53,8 @@ type Manager struct {
 
 	watch  logWatch
 	checks checks
+
+	defaults atomic.Pointer[Defaults]
 
 	ids     *idPool
 	devices deviceSpecs
@@ -103,6 +107,9 @@ func New(cfg ManagerConfig) (*Manager, error) {
 	if m.devices.dirs = cfg.CDISpecDirs; len(m.devices.dirs) == 0 {
 		m.devices.dirs = []string{"/etc/cdi", "/var/run/cdi"}
 	}
+	if err := m.SetDefaults(cfg.Defaults); err != nil {
+		return nil, err
+	}
 	m.ctx, m.cancel = context.WithCancel(context.Background())
 	if err := m.load(); err != nil {
 		return nil, err
@@ -144,7 +151,9 @@ func (m *Manager) Inspect(ctx context.Context, id string) (Container, error) {
 			return Container{}, ctx.Err()
 		}
 	}
-	return m.Get(c.id)
+	s, err := m.Get(c.id)
+	s.Config.Host.Ulimits = m.defaults.Load().ulimits(s.Config.Host.Ulimits)
+	return s, err
 }
 
 // List returns every container, the newest first.

@@ -75,7 +75,7 @@ func capNames(field string, in []string) (names []string, all bool, err error) {
 
 // security is a parsed SecurityOpt.
 type security struct {
-	seccomp         string // "": the default; "unconfined"; or a profile
+	seccomp         string // "": the host's default; "builtin"; "unconfined"; or a profile
 	apparmor        string
 	noNewPrivileges bool
 	writableCgroups *bool
@@ -111,9 +111,6 @@ func parseSecurity(opts []string) (security, error) {
 			s.apparmor = v
 		case "seccomp":
 			s.seccomp = v
-			if v == "builtin" {
-				s.seccomp = ""
-			}
 		case "no-new-privileges":
 			b, err := strconv.ParseBool(v)
 			if err != nil {
@@ -137,13 +134,26 @@ var seccompSupported = sync.OnceValue(func() bool {
 	return unix.Prctl(unix.PR_GET_SECCOMP, 0, 0, 0, 0) != unix.EINVAL
 })
 
-// withSeccomp puts the container's system call filter into a spec whose capabilities are set.
-func withSeccomp(s *specs.Spec, sec security, privileged bool) error {
+// saysNoNewPrivileges reports whether a security option is about new privileges.
+func saysNoNewPrivileges(o string) bool {
+	return o == "no-new-privileges" || strings.HasPrefix(o, "no-new-privileges=") || strings.HasPrefix(o, "no-new-privileges:")
+}
+
+// withSeccomp puts the container's system call filter into a spec whose capabilities are set. def is the profile of
+// containers that name none; "" is this program's own.
+func withSeccomp(s *specs.Spec, sec security, def string, privileged bool) error {
+	profile := sec.seccomp
+	if profile == "" {
+		if privileged || !seccompSupported() {
+			return nil
+		}
+		profile = def
+	}
 	var err error
 	switch {
-	case sec.seccomp == "unconfined":
-	case sec.seccomp != "":
-		if s.Linux.Seccomp, err = seccomp.LoadProfile(sec.seccomp, s); err != nil {
+	case profile == "unconfined":
+	case profile != "" && profile != "builtin":
+		if s.Linux.Seccomp, err = seccomp.LoadProfile(profile, s); err != nil {
 			return fault.New(fault.InvalidArgument, "seccomp profile: %w", err)
 		}
 	case privileged || !seccompSupported():

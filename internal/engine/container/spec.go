@@ -29,6 +29,7 @@ type launch struct {
 	mounts   []specs.Mount // the user's, parents first
 	files    []specs.Mount // hosts, hostname, resolv.conf
 	initPath string
+	seccomp  string // the system call filter if the container names none: see Defaults
 	shared   string // propagation the root needs: "", shared or rslave
 
 	ids    userns.Mapping // what its users are on the host
@@ -107,7 +108,7 @@ func (h *host) buildSpec(c *Container, l *launch, cgroupParent string) (*specs.S
 	if l.userns != "" {
 		bindDevices(s, hc.Devices)
 	}
-	if err := withSeccomp(s, sec, hc.Privileged); err != nil {
+	if err := withSeccomp(s, sec, l.seccomp, hc.Privileged); err != nil {
 		return nil, err
 	}
 	return s, nil

@@ -105,7 +105,7 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	st, err := m.Keeper.Create(ctx, keeper.Spec{ID: c.id, Bundle: bundle, Terminal: c.rec.Config.Tty,
 		OpenStdin: c.rec.Config.OpenStdin, StdinOnce: c.rec.Config.StdinOnce, Log: log})
 	if err != nil {
-		return createError(err, c.rec.Config.Host.Ulimits)
+		return createError(err, m.defaults.Load().ulimits(c.rec.Config.Host.Ulimits))
 	}
 	laps.lap("create")
 	u.Add(func() error { return m.Keeper.Delete(ctx, c.id) })
@@ -313,9 +313,15 @@ func (m *Manager) prepareMounts(ctx context.Context, c *ctr, l *launch, u *undo.
 	if err := makeWorkdir(l.rootfs, c.rec.Config.WorkingDir, c.rec.MountPlan, l.ids); err != nil {
 		return err
 	}
-	if in := c.rec.Config.Host.Init; in != nil && *in && c.rec.Config.Host.PidMode == "" {
+	def := m.defaults.Load()
+	wantsInit := def.Init
+	if in := c.rec.Config.Host.Init; in != nil {
+		wantsInit = *in
+	}
+	if wantsInit && c.rec.Config.Host.PidMode == "" {
 		l.initPath = m.InitPath
 	}
+	l.seccomp = def.Seccomp
 	return failpoint.Hit("engine/container.start.after-mounts")
 }
 
@@ -388,7 +394,7 @@ func (m *Manager) joinTargets(c *ctr, l *launch) error {
 
 // bundle is the OCI spec as the keeper takes it.
 func (m *Manager) bundle(c *ctr, l *launch) (json.RawMessage, error) {
-	s, err := m.host.buildSpec(&c.rec.Container, l, m.CgroupParent)
+	s, err := m.host.buildSpec(m.defaults.Load().effective(&c.rec.Container), l, m.CgroupParent)
 	if err != nil {
 		return nil, err
 	}

@@ -39,6 +39,9 @@ func (m *Manager) stop(ctx context.Context, c *ctr, sigName string, timeout *int
 		return err
 	}
 	seconds := defaultStopTimeout
+	if t := m.defaults.Load().StopTimeout; t != nil {
+		seconds = *t
+	}
 	if t := snap.Config.StopTimeout; t != nil {
 		seconds = *t
 	}

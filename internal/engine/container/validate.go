@@ -124,11 +124,8 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 		return nil, err
 	}
 	for _, u := range h.Ulimits {
-		if _, known := rlimits[u.Name]; !known {
-			return nil, bad("invalid ulimit type: %s", u.Name)
-		}
-		if u.Hard != -1 && (u.Soft == -1 || u.Soft > u.Hard) {
-			return nil, bad("ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
+		if err := checkUlimit(u); err != nil {
+			return nil, err
 		}
 		if lim, ok := m.host.hardLimit(u.Name); ok && (u.Hard == -1 || u.Hard > lim) {
 			warnings = append(warnings, fmt.Sprintf("This daemon may not raise the %s limit above %d. Lowered to that.", u.Name, lim))
@@ -144,6 +141,16 @@ func (m *Manager) validate(cfg *Config, update bool) (warnings []string, err err
 	}
 	w, err := validateResources(&h.Resources, &m.host, update)
 	return append(warnings, w...), err
+}
+
+func checkUlimit(u Ulimit) error {
+	if _, known := rlimits[u.Name]; !known {
+		return fault.New(fault.InvalidArgument, "invalid ulimit type: %s", u.Name)
+	}
+	if u.Hard != -1 && (u.Soft == -1 || u.Soft > u.Hard) {
+		return fault.New(fault.InvalidArgument, "ulimit soft limit must be less than or equal to hard limit: %d > %d", u.Soft, u.Hard)
+	}
+	return nil
 }
 
 // mergeLog fills what a container's log configuration leaves open from the host's: the driver, and for that driver the

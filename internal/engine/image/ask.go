@@ -28,7 +28,7 @@ func (s *Store) Resolve(ctx context.Context, ref string, auth Auth) (ocispec.Des
 		return ocispec.Descriptor{}, nil, err
 	}
 	ctx = s.ns(ctx)
-	resolver := s.hub.resolver(ctx, named, auth, false, nil)
+	resolver := s.hub.Load().resolver(ctx, named, auth, false, nil)
 	_, desc, err := resolver.Resolve(ctx, named.String())
 	if err != nil {
 		return desc, nil, registryError("pull", named, err)
@@ -115,7 +115,7 @@ func (s *Store) Login(ctx context.Context, auth Auth) (identityToken string, err
 	if _, err := reference.ParseNormalizedNamed(host + "/x"); err != nil {
 		return "", fault.New(fault.InvalidArgument, "registry address %q: want HOST[:PORT]", auth.ServerAddress)
 	}
-	client := s.hub.client(ctx, host)
+	client := s.hub.Load().client(ctx, host)
 	client.Timeout = time.Minute
 	a := docker.NewDockerAuthorizer(docker.WithAuthClient(client),
 		docker.WithAuthCreds(func(string) (string, string, error) {

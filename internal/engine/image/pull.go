@@ -28,11 +28,6 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
-const (
-	maxDownloads = 3 // at once per pull, as Docker
-	maxAttempts  = 5 // without a single byte in between
-)
-
 // retryPause is the wait before attempt n of a download.
 func retryPause(n int) time.Duration {
 	return min(time.Duration(n*n)*200*time.Millisecond, 5*time.Second)
@@ -79,7 +74,7 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 	case reference.Tagged:
 		tag = n.Tag()
 	}
-	resolver := s.hub.resolver(ctx, named, auth, false, nil)
+	resolver := s.hub.Load().resolver(ctx, named, auth, false, nil)
 	_, desc, err := resolver.Resolve(ctx, named.String())
 	if err != nil {
 		return Image{}, registryError("pull", named, err)
@@ -252,7 +247,7 @@ func (p *puller) image(ctx context.Context, target ocispec.Descriptor) (*Image, 
 	}
 	known := make([]bool, len(m.Layers))
 	g, gctx := errgroup.WithContext(ctx)
-	slots := make(chan struct{}, maxDownloads)
+	slots := make(chan struct{}, p.s.limits.Load().Downloads)
 	for i, l := range m.Layers {
 		g.Go(func() error {
 			select {
@@ -334,7 +329,7 @@ func (p *puller) fetch(ctx context.Context, desc ocispec.Descriptor, at func(int
 		if got > 0 {
 			attempt = 1
 		}
-		if attempt >= maxAttempts {
+		if attempt >= p.s.limits.Load().Attempts {
 			return err
 		}
 		p.emit(Progress{ID: short(desc.Digest), Status: fmt.Sprintf("Retrying in %d seconds", int(retryPause(attempt).Seconds()+0.999))})

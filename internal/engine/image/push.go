@@ -24,8 +24,6 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
-const maxUploads = 5 // at once per push, as Docker
-
 // Pushed is what the last line of a push carries as Aux.
 type Pushed struct {
 	Tag    string
@@ -114,7 +112,7 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 	track := docker.NewInMemoryTracker()
 	// The name without the digest would make the pusher look whether the tag has the manifest, which is what is wanted:
 	// the tag is moved even if the registry has the manifest under another one.
-	pusher, err := s.hub.resolver(ctx, named, auth, true, track).Pusher(ctx, named.String())
+	pusher, err := s.hub.Load().resolver(ctx, named, auth, true, track).Pusher(ctx, named.String())
 	if err != nil {
 		return err
 	}
@@ -124,7 +122,7 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 		}
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.SetLimit(maxUploads)
+	g.SetLimit(s.limits.Load().Uploads)
 	for _, b := range blobs {
 		lines := emit
 		if !images.IsLayerType(b.MediaType) {
@@ -143,7 +141,7 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 			if err != nil {
 				return err
 			}
-			if p, err = s.hub.resolver(ctx, named, auth, true, track).Pusher(ctx, byDigest.String()); err != nil {
+			if p, err = s.hub.Load().resolver(ctx, named, auth, true, track).Pusher(ctx, byDigest.String()); err != nil {
 				return err
 			}
 		}
@@ -171,7 +169,7 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 func (s *Store) pushBlob(ctx context.Context, pusher remotes.Pusher, track docker.StatusTracker, desc ocispec.Descriptor, emit func(Progress)) error {
 	for attempt := 1; ; attempt++ {
 		err := s.tryPush(ctx, pusher, track, desc, emit)
-		if err == nil || ctx.Err() != nil || attempt == maxAttempts || !worthRetrying(err) && !isUnwell(err) {
+		if err == nil || ctx.Err() != nil || attempt >= s.limits.Load().Attempts || !worthRetrying(err) && !isUnwell(err) {
 			return err
 		}
 		if emit != nil {

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -50,6 +51,8 @@ type Config struct {
 	// CertDirs are folders with a folder HOST[:PORT] for each registry that has certificates of its own: in it, NAME.crt are
 	// authorities, NAME.cert with NAME.key what this host shows. The first that has one for a registry counts.
 	CertDirs []string
+	// Limits are those at first; SetLimits replaces them.
+	Limits Limits
 	// Proxy chooses the proxy to reach a registry by, such as http.ProxyFromEnvironment. Nil: none.
 	Proxy func(*http.Request) (*url.URL, error)
 	// Logger may be nil.
@@ -62,10 +65,11 @@ type Store struct {
 	cfg     Config
 	log     *slog.Logger
 	foreign *log.Entry // log, for containerd's libraries
-	hub     *registries
+	hub     atomic.Pointer[registries]
 	db      *metadata.DB
 	layers  snapshots.Snapshotter // the one below db's, to be closed
 
+	limits   atomic.Pointer[Limits]
 	index    index
 	rootfs   rootfsTable
 	removals sync.WaitGroup // folders being deleted in the background
@@ -154,7 +158,11 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("image store: content: %w", err)
 	}
 	db := metadata.NewDB(bdb, cs, map[string]snapshots.Snapshotter{snapshotter: sn})
-	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), hub: hub, db: db, layers: sn, exclusion: exclusion{unpackers: make(chan struct{}, unpackers())}}
+	s := &Store{cfg: cfg, log: cfg.Logger, foreign: newBridge(cfg.Logger), db: db, layers: sn, exclusion: exclusion{unpackers: make(chan struct{}, unpackers())}}
+	s.hub.Store(hub)
+	if err := s.SetLimits(cfg.Limits); err != nil {
+		return nil, errors.Join(err, db.Close(), sn.Close())
+	}
 	s.closed, s.stop = context.WithCancel(context.Background())
 	ctx := s.ns(s.closed)
 	if err := db.Init(ctx); err != nil {

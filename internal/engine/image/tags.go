@@ -29,7 +29,7 @@ func (s *Store) Tags(ctx context.Context, repository string, auth Auth) ([]strin
 	if host == hubDomain {
 		host = hubHost
 	}
-	client := s.hub.client(ctx, host)
+	client := s.hub.Load().client(ctx, host)
 	authorize := authorizer(client, host, auth)
 	next := &url.URL{Scheme: "https", Host: host, Path: "/v2/" + reference.Path(named) + "/tags/list"}
 	var tags []string
