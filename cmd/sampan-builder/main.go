@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -18,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/sampan-cloud/sampan/internal/build/builder"
+	"github.com/sampan-cloud/sampan/internal/sys/stackdump"
 )
 
 // Set by the linker.
@@ -39,6 +41,7 @@ func main() {
 func command() *cobra.Command {
 	var cfg builder.Config
 	var debug bool
+	var settings string
 	cmd := &cobra.Command{
 		Use:           "sampan-builder",
 		Short:         "Builds images for sampand, which starts it",
@@ -46,7 +49,14 @@ func command() *cobra.Command {
 		Version:       version + ", build " + commit,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE:          func(*cobra.Command, []string) error { return run(cfg, debug) },
+		RunE: func(*cobra.Command, []string) error {
+			if settings != "" {
+				if err := json.Unmarshal([]byte(settings), &cfg.Settings); err != nil {
+					return fmt.Errorf("--settings: %w", err)
+				}
+			}
+			return run(cfg, debug)
+		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&cfg.Root, "root", "", "folder of what outlives the program")
@@ -56,6 +66,7 @@ func command() *cobra.Command {
 	f.StringArrayVar(&cfg.Registries.CertDirs, "cert-dir", nil, "folder with a folder of certificates for each registry that has its own")
 	f.StringVar(&cfg.HostGateway, "host-gateway", "", "address that host-gateway stands for")
 	f.StringVar(&cfg.Version, "version-of-daemon", "", "version of the daemon")
+	f.StringVar(&settings, "settings", "", "what else can be set, as JSON")
 	f.BoolVar(&debug, "debug", false, "log at level debug")
 	return cmd
 }
@@ -71,6 +82,8 @@ func run(cfg builder.Config, debug bool) error {
 		logrus.SetLevel(logrus.DebugLevel)
 	}
 	cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	// Not in its own folder, which is swept when it ends.
+	stackdump.OnSignal(filepath.Dir(cfg.ExecRoot), "builder", cfg.Logger)
 	cfg.Registries.Proxy = http.ProxyFromEnvironment
 	// The daemon is spared when memory runs out. This program is not: it is what a large build makes large.
 	if err := os.WriteFile("/proc/self/oom_score_adj", []byte("0"), 0o644); err != nil {

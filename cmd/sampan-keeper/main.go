@@ -31,6 +31,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper/filtercache"
 	"github.com/sampan-cloud/sampan/internal/keeper/names"
 	"github.com/sampan-cloud/sampan/internal/keeper/server"
+	"github.com/sampan-cloud/sampan/internal/sys/stackdump"
 )
 
 var version = "dev" // set by the build
@@ -102,6 +103,7 @@ func serve(args []string) error {
 	// The last to be killed for memory; not to be had without the capability.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(-999)), 0)
 	debug.SetGCPercent(50) // small rather than fast: it mostly sleeps
+	stackdump.OnSignal(*execRoot, "keeper", logger)
 	// Caught and dropped, not ignored: what a process ignores its children ignore too, and these are the containers.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/node"
+	"github.com/sampan-cloud/sampan/internal/sys/stackdump"
 )
 
 // Set by the linker; built is the time of the commit in RFC 3339.
@@ -46,6 +47,34 @@ func command() *cobra.Command {
 	cfg.Network.LinkEnv = os.Getenv("DOCKER_KEEP_DEPRECATED_LEGACY_LINKS_ENV_VARS") == "1" // dockerd's name for it
 	var file string
 	var pools, options []string
+	var others []*keyFlag
+	var validate bool
+	// load is the configuration by the command line and the file as it is now.
+	load := func(cmd *cobra.Command) (node.Config, error) {
+		c := cfg
+		c.Network.DefaultOptions = nil
+		for _, text := range pools {
+			p, err := node.ParseAddressPool(text)
+			if err != nil {
+				return c, err
+			}
+			c.Pools = append(c.Pools, p)
+		}
+		for _, text := range options {
+			if err := c.Network.ParseDefaultOption(text); err != nil {
+				return c, err
+			}
+		}
+		if err := lay(&c, others); err != nil {
+			return c, err
+		}
+		if err := c.ReadFile(file, cmd.Flags().Changed); err != nil {
+			if cmd.Flags().Changed("config-file") || !errors.Is(err, fs.ErrNotExist) {
+				return c, err
+			}
+		}
+		return c, c.Validate()
+	}
 	cmd := &cobra.Command{
 		Use:                   "sampand [OPTIONS]",
 		DisableFlagsInUseLine: true,
@@ -56,27 +85,21 @@ func command() *cobra.Command {
 		SilenceUsage:          true,
 		SilenceErrors:         true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			for _, text := range pools {
-				p, err := node.ParseAddressPool(text)
-				if err != nil {
-					return err
-				}
-				cfg.Pools = append(cfg.Pools, p)
-			}
-			for _, text := range options {
-				if err := cfg.Network.ParseDefaultOption(text); err != nil {
-					return err
-				}
-			}
-			if err := cfg.ReadFile(file, cmd.Flags().Changed); err != nil {
-				if cmd.Flags().Changed("config-file") || !errors.Is(err, fs.ErrNotExist) {
-					return err
-				}
-			}
-			if err := cfg.Validate(); err != nil {
+			c, err := load(cmd)
+			if err != nil {
 				return err
 			}
-			return run(cfg)
+			if validate {
+				if err := c.CheckFiles(); err != nil {
+					return err
+				}
+				for _, note := range c.Notes {
+					cmd.PrintErrln("warning:", note)
+				}
+				cmd.PrintErrln("configuration OK")
+				return nil
+			}
+			return run(c, func() (node.Config, error) { return load(cmd) })
 		},
 	}
 	f := cmd.Flags()
@@ -86,6 +109,11 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.ExecRoot, "exec-root", cfg.ExecRoot, "folder of what does not: sockets, pinned namespaces, mounts")
 	f.StringVarP(&cfg.PidFile, "pidfile", "p", cfg.PidFile, "file for the daemon's process ID")
 	f.StringVar(&file, "config-file", defaultConfigFile, "JSON file with dockerd's keys")
+	f.BoolVar(&validate, "validate", false, "check the configuration and exit")
+	f.StringVar(&cfg.LogFormat, "log-format", cfg.LogFormat, `"text" or "json"`)
+	f.StringVar(&cfg.Proxies.HTTP, "http-proxy", "", "proxy for registries that are spoken to by HTTP")
+	f.StringVar(&cfg.Proxies.HTTPS, "https-proxy", "", "proxy for registries that are spoken to by HTTPS")
+	f.StringVar(&cfg.Proxies.No, "no-proxy", "", "hosts that are reached without a proxy, separated by commas")
 	f.StringVarP(&cfg.LogLevel, "log-level", "l", cfg.LogLevel, `"debug", "info", "warn" or "error"`)
 	f.BoolVarP(&cfg.Debug, "debug", "D", false, "log at level debug")
 	f.StringArrayVar(&cfg.Labels, "label", nil, "KEY=VALUE label of this host; placement sees it as engine.labels.KEY")
@@ -93,6 +121,7 @@ func command() *cobra.Command {
 	f.StringVar(&cfg.FixedCIDR, "fixed-cidr", "", "part of the default bridge's subnet that containers get addresses from")
 	f.StringArrayVar(&pools, "default-address-pool", nil, "base=CIDR,size=BITS pool that subnets of local networks are cut from")
 	networkFlags(f, &cfg.Network, &options)
+	others = keyFlags(f)
 	f.IntVar(&cfg.MTU, "mtu", 0, "MTU of local networks")
 	f.StringArrayVar(&cfg.Insecure, "insecure-registry", nil, "registry (HOST[:PORT] or CIDR) spoken to without verified TLS")
 	f.StringArrayVar(&cfg.Mirrors, "registry-mirror", nil, "mirror of the default registry")
@@ -119,27 +148,60 @@ func command() *cobra.Command {
 	return cmd
 }
 
-func run(cfg node.Config) error {
+// run runs the daemon until it is told to end. reload reads the configuration again.
+func run(cfg node.Config, reload func() (node.Config, error)) error {
 	if os.Getuid() != 0 {
 		return errors.New("not root: namespaces, mounts and networks need root: run it with sudo or as a systemd service")
 	}
+	setProxy(cfg.Proxies)
 	cfg.Proxy, cfg.ProxyEnviron = takeProxy()
 	level := new(slog.LevelVar)
-	if cfg.Debug {
-		cfg.LogLevel = "debug"
+	level.Set(cfg.Level())
+	how := &slog.HandlerOptions{Level: level}
+	log := slog.New(slog.NewTextHandler(os.Stderr, how))
+	if cfg.LogFormat == "json" {
+		log = slog.New(slog.NewJSONHandler(os.Stderr, how))
 	}
-	if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
-		return err
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 	image.BridgeLibraries(log)
+	stackdump.OnSignal(cfg.ExecRoot, "sampand", log)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	n, err := node.New(ctx, cfg, log)
 	if err != nil {
 		return err
 	}
+	go func() {
+		for range hangup {
+			log.Info("signal to reload the configuration")
+			next, err := reload()
+			var later []string
+			if err == nil {
+				later, err = n.Reload(next)
+			}
+			if err != nil {
+				log.Error("the configuration is not reloaded, nothing has changed", "error", err)
+				continue
+			}
+			level.Set(next.Level())
+			if len(later) > 0 {
+				log.Warn("changed keys of the configuration need a restart of the daemon", "keys", strings.Join(later, ", "))
+			}
+			log.Info("configuration reloaded")
+		}
+	}()
 	return n.Run(ctx)
+}
+
+// setProxy puts configured proxies in the place of those in the environment.
+func setProxy(p node.Proxies) {
+	for name, value := range map[string]string{"HTTP_PROXY": p.HTTP, "HTTPS_PROXY": p.HTTPS, "NO_PROXY": p.No} {
+		if value != "" {
+			_ = os.Setenv(name, value)
+			_ = os.Setenv(strings.ToLower(name), value)
+		}
+	}
 }
 
 // takeProxy reads the proxy for registries from the environment and removes it there: hosts of a cluster speak to each

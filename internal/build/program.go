@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -136,6 +137,9 @@ func (s *Service) start() (_ *program, err error) {
 func (s *Service) args() []string {
 	o := s.cfg.Options
 	args := []string{"--root", s.cfg.Root, "--exec-root", s.cfg.ExecRoot, "--version-of-daemon", o.Version}
+	if settings, err := json.Marshal(o.Settings); err == nil { // it always can
+		args = append(args, "--settings", string(settings))
+	}
 	if o.Debug {
 		args = append(args, "--debug")
 	}

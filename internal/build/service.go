@@ -52,6 +52,7 @@ type Options struct {
 	// HostGateway gives the address that host-gateway stands for in extra hosts; empty: there is none.
 	HostGateway func() string
 	Debug       bool
+	Settings    Settings
 	// Version is the daemon's own.
 	Version string
 }

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"net"
+	"net/netip"
 	"sync"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -12,6 +14,8 @@ import (
 // Cluster is this host's membership of a cluster as the Docker API sees it (docker.Swarm).
 type Cluster struct {
 	*membership.Membership
+
+	advertise string // address of this host, where none is named; "": it is found out
 
 	mu  sync.Mutex
 	api docker.Cluster // while this node is a manager
@@ -75,12 +79,28 @@ func (c *Cluster) Local() docker.LocalSwarm {
 
 // Init makes this node the first manager of a new cluster, or of one whose quorum is lost (ForceNewCluster).
 func (c *Cluster) Init(ctx context.Context, r docker.SwarmInit) (nodeID string, err error) {
+	if !r.ForceNewCluster {
+		r.AdvertiseAddr = c.advertised(r.ListenAddr, r.AdvertiseAddr)
+	}
 	return c.Membership.Init(ctx, membership.InitRequest(r))
 }
 
 // Join makes this node part of the cluster whose managers are at r.RemoteAddrs.
 func (c *Cluster) Join(ctx context.Context, r docker.SwarmJoin) error {
+	r.AdvertiseAddr = c.advertised(r.ListenAddr, r.AdvertiseAddr)
 	return c.Membership.Join(ctx, membership.JoinRequest(r))
+}
+
+// advertised is the address that others are told of this host: the configured one if it listens on all and none is named.
+func (c *Cluster) advertised(listen, named string) string {
+	host, _, err := net.SplitHostPort(listen)
+	if err != nil {
+		host = listen
+	}
+	if addr, err := netip.ParseAddr(host); named != "" || host != "" && (err != nil || !addr.IsUnspecified()) {
+		return named
+	}
+	return c.advertise
 }
 
 // Cluster is the control API on a manager; elsewhere it fails with Docker's words.

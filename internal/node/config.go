@@ -4,17 +4,22 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/sampan-cloud/sampan/internal/build"
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
@@ -25,7 +30,8 @@ type Config struct {
 	DataRoot     string   // what outlives a boot: images, containers, volumes, networks, the cluster's state
 	ExecRoot     string   // what does not: sockets, pinned namespaces, mounts
 	PidFile      string
-	LogLevel     string // debug, info, warn, error
+	LogLevel     string // debug, info, warn, error; dockerd's trace, fatal and panic too
+	LogFormat    string // text, json
 	Debug        bool
 	Labels       []string // KEY=VALUE
 	BIP          string   // address and prefix of the default bridge, "" for 172.17.0.1/16 or the next free
@@ -41,25 +47,38 @@ type Config struct {
 	UsernsRemap  string   // whose IDs containers' are on the host: "default", USER[:GROUP], UID[:GID]; "": the host's
 	Userns       string   // "auto": a range of IDs for each container; "" or "host": the host's
 	Group        string   // owner of the unix socket
+	TLS          *bool    // nil: as TLSVerify says
 	TLSVerify    bool
 	TLSCACert    string
 	TLSCert      string
 	TLSKey       string
 	LogDriver    string
 	LogOpts      map[string]string
-	CDISpecDirs  []string      // folders with descriptions of devices
-	MetricsAddr  string        // ADDRESS:PORT of a listener for metrics alone, "" for none
-	Keeper       string        // path of sampan-keeper, "" for the one beside this program
-	Init         string        // path of sampan-init, "" for the one beside this program
-	Builder      string        // path of sampan-builder, "" for the one beside this program
-	BuilderIdle  time.Duration // how long one without work is kept, 0: the default
-	ProxyEnviron []string      // of the builder: HTTP_PROXY=… and the like
+	CDISpecDirs  []string // folders with descriptions of devices
+	Defaults     container.Defaults
+	// SeccompProfile is the path of that among the defaults, or "unconfined"; "": this program's own.
+	SeccompProfile string
+	Limits         image.Limits // of the traffic with registries
+	Proxies        Proxies
+	BuildSettings  build.Settings
+	Features       map[string]bool // dockerd's; they change nothing
+	SwarmAdvertise string          // address that a cluster is told of this host if nobody names another
+	MetricsAddr    string          // ADDRESS:PORT of a listener for metrics alone, "" for none
+	Keeper         string          // path of sampan-keeper, "" for the one beside this program
+	Init           string          // path of sampan-init, "" for the one beside this program
+	Builder        string          // path of sampan-builder, "" for the one beside this program
+	BuilderIdle    time.Duration   // how long one without work is kept, 0: the default
+	ProxyEnviron   []string        // of the builder: HTTP_PROXY=… and the like
 	// Proxy chooses the proxy that a registry is reached by; nil: none.
 	Proxy      func(*http.Request) (*url.URL, error)
 	Failpoints string // for test hosts: NAME=ACTION,…
 	Version    string
 	Commit     string
 	Built      string // when, in RFC 3339; "" if the build does not say
+	// Notes say what of the configuration has no effect.
+	Notes []string
+
+	file map[string]json.RawMessage // what the configuration file says
 }
 
 // AddressPool is a pool of subnets: Base is cut into subnets of Size bits.
@@ -73,7 +92,7 @@ func DefaultConfig() Config {
 	return Config{
 		Hosts: []string{"unix:///run/sampan/sampan.sock"}, DataRoot: "/var/lib/sampan", ExecRoot: "/run/sampan",
 		CertDirs: []string{"/etc/sampan/certs.d", "/etc/docker/certs.d"},
-		PidFile:  "/run/sampan/sampand.pid", LogLevel: "info", CgroupParent: "/sampan", LogDriver: "json-file",
+		PidFile:  "/run/sampan/sampand.pid", LogLevel: "info", LogFormat: "text", CgroupParent: "/sampan", LogDriver: "json-file",
 		Network: defaultNetworkConfig(),
 	}
 }
@@ -123,8 +142,25 @@ func (c *Config) Validate() error {
 			bad("--metrics-addr %q: want ADDRESS:PORT, for example 127.0.0.1:9323", c.MetricsAddr)
 		}
 	}
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, c.LogLevel) {
+	if _, ok := logLevels[strings.ToLower(c.LogLevel)]; !ok {
 		bad("--log-level %q: want debug, info, warn or error", c.LogLevel)
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		bad("--log-format %q: want text or json", c.LogFormat)
+	}
+	if c.TLS != nil {
+		switch {
+		case *c.TLS && !c.TLSVerify && c.isSet("tlsverify"):
+			bad("--tls with --tlsverify=false: whoever reaches the port would rule the host")
+		case *c.TLS:
+			c.TLSVerify = true
+		}
+	}
+	for _, err := range []error{c.Defaults.Validate(), c.Limits.Validate(), image.CheckRegistries(c.Mirrors, c.Insecure),
+		container.CheckLog(container.LogConfig{Driver: c.LogDriver, Options: c.LogOpts})} {
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	for _, l := range c.Labels {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {
@@ -167,6 +203,45 @@ func (c *Config) Validate() error {
 	return errors.Join(errs...)
 }
 
+// logLevels are the levels of the log, with those that dockerd has besides.
+var logLevels = map[string]slog.Level{"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo, "warn": slog.LevelWarn,
+	"error": slog.LevelError, "fatal": slog.LevelError, "panic": slog.LevelError}
+
+// Level is from which level on the daemon logs.
+func (c *Config) Level() slog.Level {
+	if c.Debug {
+		return slog.LevelDebug
+	}
+	return logLevels[strings.ToLower(c.LogLevel)]
+}
+
+// CheckFiles looks at what the configuration names and a start would need: certificates, the socket's group, programs.
+func (c *Config) CheckFiles() error {
+	var errs []error
+	if slices.ContainsFunc(c.Hosts, func(h string) bool { return strings.HasPrefix(h, "tcp://") }) {
+		_, err := c.tlsConfig()
+		errs = append(errs, err)
+	}
+	if c.Group != "" {
+		_, err := user.LookupGroup(c.Group)
+		errs = append(errs, err)
+	}
+	for _, p := range [][2]string{{"--init-path", c.Init}, {"--keeper", c.Keeper}, {"--builder", c.Builder}} {
+		if p[1] != "" {
+			if _, err := os.Stat(p[1]); err != nil {
+				errs = append(errs, fmt.Errorf("%s: %w", p[0], err))
+			}
+		}
+	}
+	if _, err := hostAccounts.userNS(c.UsernsRemap, c.Userns); err != nil {
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// isSet reports whether the configuration file has the key.
+func (c *Config) isSet(name string) bool { return c.file[name] != nil }
+
 // ParseAddressPool reads base=CIDR,size=BITS, the form of --default-address-pool.
 func ParseAddressPool(text string) (AddressPool, error) {
 	var p AddressPool
@@ -190,128 +265,4 @@ func ParseAddressPool(text string) (AddressPool, error) {
 		return p, fault.New(fault.InvalidArgument, "address pool %q: want base=CIDR,size=BITS", text)
 	}
 	return p, nil
-}
-
-// configFile is the JSON of --config-file, with dockerd's keys. It has a field for each key, which is why it is long.
-type configFile struct {
-	networkFile
-	Hosts        []string          `json:"hosts"`
-	DataRoot     *string           `json:"data-root"`
-	ExecRoot     *string           `json:"exec-root"`
-	PidFile      *string           `json:"pidfile"`
-	LogLevel     *string           `json:"log-level"`
-	Debug        *bool             `json:"debug"`
-	Labels       []string          `json:"labels"`
-	BIP          *string           `json:"bip"`
-	FixedCIDR    *string           `json:"fixed-cidr"`
-	MTU          *int              `json:"mtu"`
-	Insecure     []string          `json:"insecure-registries"`
-	Mirrors      []string          `json:"registry-mirrors"`
-	CgroupParent *string           `json:"cgroup-parent"`
-	Generic      []string          `json:"node-generic-resources"`
-	UsernsRemap  *string           `json:"userns-remap"`
-	Userns       *string           `json:"userns"`
-	Group        *string           `json:"group"`
-	TLSVerify    *bool             `json:"tlsverify"`
-	TLSCACert    *string           `json:"tlscacert"`
-	TLSCert      *string           `json:"tlscert"`
-	TLSKey       *string           `json:"tlskey"`
-	LogDriver    *string           `json:"log-driver"`
-	MetricsAddr  *string           `json:"metrics-addr"`
-	CDISpecDirs  []string          `json:"cdi-spec-dirs"`
-	Init         *string           `json:"init-path"`
-	LogOpts      map[string]string `json:"log-opts"`
-	Pools        []struct {
-		Base string `json:"base"`
-		Size int    `json:"size"`
-	} `json:"default-address-pools"`
-}
-
-// fileFlags gives, for each key that can stand in the file and on the command line, the flag's name.
-var fileFlags = map[string]string{"hosts": "host", "labels": "label", "insecure-registries": "insecure-registry",
-	"registry-mirrors": "registry-mirror", "default-address-pools": "default-address-pool", "log-opts": "log-opt", "cdi-spec-dirs": "cdi-spec-dir", "node-generic-resources": "node-generic-resource",
-	"dns-opts":         "dns-opt",
-	"host-gateway-ips": "host-gateway-ip", "default-network-opts": "default-network-opt"}
-
-// ReadFile lays the configuration file at path under what the command line said: flagged reports whether a flag was
-// given. A key that is given in both places is refused, as dockerd does; so is a key that is unknown.
-func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if len(strings.TrimSpace(string(text))) == 0 {
-		return nil // nothing is configured: /dev/null, say
-	}
-	var keys map[string]json.RawMessage
-	if err := json.Unmarshal(text, &keys); err != nil {
-		return fault.New(fault.InvalidArgument, "configuration file %s: %w", path, err)
-	}
-	var both []string
-	for key := range keys {
-		flag := key
-		if f, ok := fileFlags[key]; ok {
-			flag = f
-		}
-		if flagged(flag) {
-			both = append(both, key)
-		}
-	}
-	if len(both) > 0 {
-		slices.Sort(both)
-		return fault.New(fault.InvalidArgument, "configuration file %s: given as a flag and in the file: %s: keep one", path, strings.Join(both, ", "))
-	}
-	var f configFile
-	d := json.NewDecoder(strings.NewReader(string(text)))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&f); err != nil {
-		return fault.New(fault.InvalidArgument, "configuration file %s: %w", path, err)
-	}
-	set(&c.DataRoot, f.DataRoot)
-	set(&c.ExecRoot, f.ExecRoot)
-	set(&c.PidFile, f.PidFile)
-	set(&c.LogLevel, f.LogLevel)
-	set(&c.Debug, f.Debug)
-	set(&c.BIP, f.BIP)
-	set(&c.FixedCIDR, f.FixedCIDR)
-	set(&c.MTU, f.MTU)
-	set(&c.CgroupParent, f.CgroupParent)
-	set(&c.UsernsRemap, f.UsernsRemap)
-	set(&c.Userns, f.Userns)
-	set(&c.Group, f.Group)
-	set(&c.TLSVerify, f.TLSVerify)
-	set(&c.TLSCACert, f.TLSCACert)
-	set(&c.TLSCert, f.TLSCert)
-	set(&c.TLSKey, f.TLSKey)
-	set(&c.LogDriver, f.LogDriver)
-	set(&c.MetricsAddr, f.MetricsAddr)
-	if f.CDISpecDirs != nil {
-		c.CDISpecDirs = f.CDISpecDirs
-	}
-	set(&c.Init, f.Init)
-	c.Network.lay(&f.networkFile)
-	if f.Hosts != nil {
-		c.Hosts = f.Hosts
-	}
-	if f.LogOpts != nil {
-		c.LogOpts = f.LogOpts
-	}
-	c.Labels = append(c.Labels, f.Labels...)
-	c.Insecure = append(c.Insecure, f.Insecure...)
-	c.Generic = append(c.Generic, f.Generic...)
-	c.Mirrors = append(c.Mirrors, f.Mirrors...)
-	for _, p := range f.Pools {
-		pool, err := ParseAddressPool(fmt.Sprintf("base=%s,size=%d", p.Base, p.Size))
-		if err != nil {
-			return err
-		}
-		c.Pools = append(c.Pools, pool)
-	}
-	return nil
-}
-
-func set[T any](to *T, from *T) {
-	if from != nil {
-		*to = *from
-	}
 }

@@ -41,67 +41,6 @@ func defaultNetworkConfig() NetworkConfig {
 	return NetworkConfig{ICC: true, IPMasq: true, IPForward: true, IPTables: true, IP6Tables: true, UserlandProxy: true}
 }
 
-// networkFile is the part of the configuration file about networks, with dockerd's keys. It has a field for each key,
-// which is why it is long.
-type networkFile struct {
-	Bridge             *string                      `json:"bridge"`
-	IPv6               *bool                        `json:"ipv6"`
-	BIP6               *string                      `json:"bip6"`
-	FixedCIDR6         *string                      `json:"fixed-cidr-v6"`
-	DefaultGateway     *string                      `json:"default-gateway"`
-	DefaultGateway6    *string                      `json:"default-gateway-v6"`
-	ICC                *bool                        `json:"icc"`
-	IPMasq             *bool                        `json:"ip-masq"`
-	IP                 *string                      `json:"ip"`
-	IPForward          *bool                        `json:"ip-forward"`
-	IPForwardNoDrop    *bool                        `json:"ip-forward-no-drop"`
-	IPTables           *bool                        `json:"iptables"`
-	IP6Tables          *bool                        `json:"ip6tables"`
-	UserlandProxy      *bool                        `json:"userland-proxy"`
-	AllowDirectRouting *bool                        `json:"allow-direct-routing"`
-	BridgeAcceptFwMark *string                      `json:"bridge-accept-fwmark"`
-	FirewallBackend    *string                      `json:"firewall-backend"`
-	DNS                []string                     `json:"dns"`
-	DNSOptions         []string                     `json:"dns-opts"`
-	DNSSearch          []string                     `json:"dns-search"`
-	HostGatewayIP      *string                      `json:"host-gateway-ip"`
-	HostGatewayIPs     []string                     `json:"host-gateway-ips"`
-	DefaultOptions     map[string]map[string]string `json:"default-network-opts"`
-}
-
-// lay puts what the file says over the configuration.
-func (c *NetworkConfig) lay(f *networkFile) {
-	set(&c.Bridge, f.Bridge)
-	set(&c.IPv6, f.IPv6)
-	set(&c.BIP6, f.BIP6)
-	set(&c.FixedCIDR6, f.FixedCIDR6)
-	set(&c.DefaultGateway, f.DefaultGateway)
-	set(&c.DefaultGateway6, f.DefaultGateway6)
-	set(&c.ICC, f.ICC)
-	set(&c.IPMasq, f.IPMasq)
-	set(&c.IP, f.IP)
-	set(&c.IPForward, f.IPForward)
-	set(&c.IPForwardNoDrop, f.IPForwardNoDrop)
-	set(&c.IPTables, f.IPTables)
-	set(&c.IP6Tables, f.IP6Tables)
-	set(&c.UserlandProxy, f.UserlandProxy)
-	set(&c.AllowDirectRouting, f.AllowDirectRouting)
-	set(&c.BridgeAcceptFwMark, f.BridgeAcceptFwMark)
-	set(&c.FirewallBackend, f.FirewallBackend)
-	c.DNS = append(c.DNS, f.DNS...)
-	c.DNSOptions = append(c.DNSOptions, f.DNSOptions...)
-	c.DNSSearch = append(c.DNSSearch, f.DNSSearch...)
-	if f.HostGatewayIP != nil {
-		c.HostGatewayIPs = append(c.HostGatewayIPs, *f.HostGatewayIP)
-	}
-	c.HostGatewayIPs = append(c.HostGatewayIPs, f.HostGatewayIPs...)
-	for driver, options := range f.DefaultOptions {
-		for k, v := range options {
-			c.SetDefaultOption(driver, k, v)
-		}
-	}
-}
-
 // SetDefaultOption gives new networks of a driver an option.
 func (c *NetworkConfig) SetDefaultOption(driver, key, value string) {
 	if c.DefaultOptions == nil {

@@ -83,7 +83,7 @@ func TestConfigFile(t *testing.T) {
 		want  string
 	}{
 		"broken":              {`{"debug": tru`, nil, "invalid character"},
-		"unknown key":         {`{"data-rot": "/x"}`, nil, `unknown field "data-rot"`},
+		"unknown key":         {`{"data-rot": "/x"}`, nil, `"data-rot": there is no such key`},
 		"wrong type":          {`{"mtu": "big"}`, nil, "cannot unmarshal"},
 		"in both places":      {`{"debug": true, "hosts": ["unix:///x"]}`, []string{"host", "debug"}, "debug, hosts"},
 		"bad pool":            {`{"default-address-pools": [{"base": "10.0.0.0", "size": 24}]}`, nil, "address pool"},

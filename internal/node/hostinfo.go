@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -20,8 +21,18 @@ import (
 
 // hostInfo is what is said of the host and the daemon; what cannot change while the daemon runs is read once.
 type hostInfo struct {
+	mu   sync.Mutex // guards what follows
 	cfg  Config
 	base docker.HostInfo
+}
+
+// reload takes over what can change of the configuration.
+func (h *hostInfo) reload(cfg Config) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.cfg.Labels = cfg.Labels
+	h.base.Labels, h.base.Debug, h.base.InsecureRegistries, h.base.Mirrors = cfg.Labels, cfg.Debug, cfg.Insecure, cfg.Mirrors
+	h.base.SecurityOptions = securityOptions(cfg)
 }
 
 func newHostInfo(cfg Config, id string) *hostInfo {
@@ -53,7 +64,9 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 
 // Info says what info and version show.
 func (h *hostInfo) Info() docker.HostInfo {
+	h.mu.Lock()
 	i := h.base
+	h.mu.Unlock()
 	i.NGoroutines = runtime.NumGoroutine()
 	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
 		i.NFd = len(fds)
@@ -64,6 +77,8 @@ func (h *hostInfo) Info() docker.HostInfo {
 
 // description is what the agent tells the managers of this host.
 func (h *hostInfo) description(underlayMTU int) cloud.NodeDescription {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	labels := map[string]string{}
 	for _, l := range h.cfg.Labels {
 		k, v, _ := strings.Cut(l, "=")
@@ -99,15 +114,18 @@ func cgroupVersion() string {
 }
 
 func securityOptions(cfg Config) []string {
-	options := []string{"name=seccomp,profile=builtin"}
+	options := []string{"name=seccomp,profile=" + cmp.Or(cfg.SeccompProfile, "builtin")}
 	if _, err := os.Stat("/sys/kernel/security/apparmor"); err == nil {
 		options = append(options, "name=apparmor")
 	}
-	if cgroup.Unified() {
+	if cgroup.Unified() && cfg.Defaults.CgroupnsMode != "host" || cfg.Defaults.CgroupnsMode == "private" {
 		options = append(options, "name=cgroupns")
 	}
 	if cfg.UsernsRemap != "" && cfg.UsernsRemap != "root" || cfg.Userns == "auto" {
 		options = append(options, "name=userns")
+	}
+	if cfg.Defaults.NoNewPrivileges {
+		options = append(options, "name=no-new-privileges")
 	}
 	return options
 }

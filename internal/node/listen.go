@@ -78,6 +78,15 @@ func listenUnix(path, group string) (net.Listener, error) {
 }
 
 func listenTLS(addr string, cfg Config) (net.Listener, error) {
+	t, err := cfg.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	return tls.Listen("tcp", addr, t)
+}
+
+// tlsConfig reads the certificates of tcp://.
+func (cfg *Config) tlsConfig() (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
 	if err != nil {
 		return nil, fmt.Errorf("--tlscert %s, --tlskey %s: %w", cfg.TLSCert, cfg.TLSKey, err)
@@ -90,6 +99,6 @@ func listenTLS(addr string, cfg Config) (net.Listener, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, fmt.Errorf("--tlscacert %s: no certificate in it", cfg.TLSCACert)
 	}
-	return tls.Listen("tcp", addr, &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool,
-		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12})
+	return &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12}, nil
 }

@@ -29,7 +29,7 @@ import (
 
 // Node is a running host. It holds every part of the daemon, as the composition root does, and nothing else.
 type Node struct {
-	cfg  Config
+	cfg  Config // that it was started with
 	log  *slog.Logger
 	host *hostInfo
 	bus  *events.Bus
@@ -46,6 +46,9 @@ type Node struct {
 
 	metricsListener net.Listener // of --metrics-addr, nil without it
 
+	reloading sync.Mutex // guards live
+	live      Config     // what was reloaded last
+
 	ready   bool           // it came to work
 	closers []func() error // in order of start; run backwards
 }
@@ -54,12 +57,15 @@ type Node struct {
 // containers of an earlier daemon go on either way.
 func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error) {
 	began := time.Now()
-	n := &Node{cfg: cfg, log: log, bus: new(events.Bus), agents: agentSlot{log: log}}
+	n := &Node{cfg: cfg, live: cfg, log: log, bus: new(events.Bus), agents: agentSlot{log: log}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, n.close())
 		}
 	}()
+	for _, note := range cfg.Notes {
+		log.Warn("configuration: " + note)
+	}
 	if err := failpoint.EnableSpec(cfg.Failpoints); err != nil {
 		return nil, err
 	}
@@ -123,7 +129,7 @@ func (n *Node) openStores(ctx context.Context) error {
 	})
 	wg.Go(func() {
 		n.images, errs[1] = image.Open(image.Config{Root: filepath.Join(n.cfg.DataRoot, "image"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "image"),
-			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, CertDirs: n.cfg.CertDirs, Proxy: n.cfg.Proxy, Logger: n.log})
+			Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, CertDirs: n.cfg.CertDirs, Limits: n.cfg.Limits, Proxy: n.cfg.Proxy, Logger: n.log})
 	})
 	wg.Go(func() { n.volumes, errs[2] = volume.Open(filepath.Join(n.cfg.DataRoot, "volumes")) })
 	wg.Wait()
@@ -167,7 +173,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 	}
 	n.containers, err = container.New(container.ManagerConfig{
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
-		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Logger: n.log,
+		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Defaults: n.cfg.Defaults, Logger: n.log,
 		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus, InitPath: findInit(n.cfg.Init),
 		HostGateway: addrs(n.cfg.Network.HostGatewayIPs), CDISpecDirs: n.cfg.CDISpecDirs, UserNS: users,
 	})
@@ -183,7 +189,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 	n.networks.Keep(sandboxes)
 	n.builds = build.New(build.Config{Binary: n.cfg.Builder, Root: filepath.Join(n.cfg.DataRoot, "build"), ExecRoot: filepath.Join(n.cfg.ExecRoot, "build"),
 		Idle: n.cfg.BuilderIdle, Logger: n.log,
-		Options: build.Options{Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, CertDirs: n.cfg.CertDirs, Environ: n.cfg.ProxyEnviron, HostGateway: n.hostGateway, Debug: n.cfg.Debug, Version: n.cfg.Version},
+		Options: build.Options{Mirrors: n.cfg.Mirrors, Insecure: n.cfg.Insecure, CertDirs: n.cfg.CertDirs, Environ: n.cfg.ProxyEnviron, HostGateway: n.hostGateway, Settings: n.cfg.BuildSettings, Debug: n.cfg.Debug, Version: n.cfg.Version},
 		Host:    host.Config{Store: n.images.Share(n.imageBuilt), Keeper: n.keeper, Networks: &stepNetworks{n.networks}, CgroupParent: n.cfg.CgroupParent}})
 	n.onClose(n.builds.Close)
 	// What a crash left of images and root file systems is tidied away behind the start.
@@ -207,6 +213,7 @@ func (n *Node) startMembership(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.cluster.advertise = n.cfg.SwarmAdvertise
 	if err := n.cluster.Start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}

@@ -27,7 +27,6 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/bboltcachestorage"
-	"github.com/moby/buildkit/util/entitlements"
 	"github.com/moby/buildkit/util/tracing/detect"
 	"github.com/moby/buildkit/worker"
 	bolt "go.etcd.io/bbolt"
@@ -35,6 +34,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 
+	"github.com/sampan-cloud/sampan/internal/build"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 )
 
@@ -48,6 +48,7 @@ type Config struct {
 	Registries image.Config
 	// HostGateway is the address that host-gateway stands for; empty: none.
 	HostGateway string
+	Settings    build.Settings
 	// Version is the daemon's.
 	Version string
 	Logger  *slog.Logger
@@ -142,8 +143,9 @@ func New(ctx context.Context, cfg Config) (_ *Builder, err error) {
 			"local":    localremotecache.ResolveCacheExporterFunc(b.sessions),
 			"registry": registryremotecache.ResolveCacheExporterFunc(b.sessions, hosts),
 		},
-		Entitlements:   []string{string(entitlements.EntitlementNetworkHost)},
+		Entitlements:   allowed(cfg.Settings),
 		HistoryDB:      history,
+		HistoryConfig:  historyConfig(cfg.Settings),
 		LeaseManager:   opts.LeaseManager,
 		ContentStore:   opts.ContentStore,
 		GarbageCollect: w.GarbageCollect,

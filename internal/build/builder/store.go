@@ -7,8 +7,6 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/cmd/buildkitd/config"
-	"github.com/moby/buildkit/util/disk"
 	bkversion "github.com/moby/buildkit/version"
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
@@ -42,20 +40,6 @@ func (n namespaced) Update(ctx context.Context, img images.Image, fields ...stri
 // Delete is refused by the store.
 func (n namespaced) Delete(ctx context.Context, name string, opts ...images.DeleteOpt) error {
 	return n.Store.Delete(in(ctx), name, opts...)
-}
-
-// keepPolicy is how much of the cache is kept: BuildKit's own rule, by the size of the disk.
-func keepPolicy(root string) []client.PruneInfo {
-	stat, err := disk.GetDiskStat(root)
-	if err != nil {
-		return nil
-	}
-	var out []client.PruneInfo
-	for _, p := range config.DefaultGCPolicy(config.GCConfig{}, stat) {
-		out = append(out, client.PruneInfo{All: p.All, Filter: p.Filters, KeepDuration: p.KeepDuration.Duration,
-			ReservedSpace: p.ReservedSpace.AsBytes(stat), MaxUsedSpace: p.MaxUsedSpace.AsBytes(stat), MinFreeSpace: p.MinFreeSpace.AsBytes(stat)})
-	}
-	return out
 }
 
 const buildkitModule = "github.com/moby/buildkit"

@@ -70,7 +70,7 @@ func workerOptions(cfg Config, host *grpc.ClientConn, hosts docker.RegistryHosts
 		Root:            cfg.Root,
 		Labels:          labels,
 		Platforms:       archutil.SupportedPlatforms(true),
-		GCPolicy:        keepPolicy(cfg.Root),
+		GCPolicy:        keepPolicy(cfg.Root, cfg.Settings),
 		BuildkitVersion: buildkitVersion(),
 		Executor:        &executor{steps: buildrpc.NewStepsClient(host), root: filepath.Join(cfg.ExecRoot, "steps"), log: cfg.Logger},
 		Snapshotter:     containerdsnapshot.NewSnapshotter(image.Snapshotter, snapshots, image.Namespace, nil),

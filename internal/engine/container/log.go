@@ -41,6 +41,12 @@ func collectorOptions(o map[string]string) map[string]string {
 	return own
 }
 
+// CheckLog says what is wrong with a log configuration.
+func CheckLog(cfg LogConfig) error {
+	_, err := logSpec(cfg, "")
+	return err
+}
+
 // logSpec turns a log configuration into the keeper's.
 func logSpec(cfg LogConfig, path string) (keeper.LogSpec, error) {
 	s := keeper.LogSpec{Driver: "json-file", Path: path}
