@@ -6,6 +6,7 @@ import (
 	"slices"
 
 	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -27,8 +28,13 @@ type Attestation struct {
 
 // Attestations returns the statements about a platform of an image; nil: this host's. types, if any, are the predicate
 // types wanted.
-func (s *Store) Attestations(ctx context.Context, ref string, platform *ocispec.Platform, types []string, statements bool) ([]Attestation, error) {
+func (s *Store) Attestations(ctx context.Context, ref string, platform *ocispec.Platform, types []string, statements bool) (_ []Attestation, err error) {
 	ctx = s.ns(ctx)
+	defer func() {
+		if errdefs.IsNotFound(err) && !fault.Is(err, fault.NotFound) { // the image was removed since it was found
+			err = fault.New(fault.NotFound, "No such image: %s", ref)
+		}
+	}()
 	img, _, err := s.find(ref)
 	if err != nil || len(img.Manifests) == 0 {
 		return nil, err

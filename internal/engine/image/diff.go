@@ -35,13 +35,16 @@ func walkUpperAt(ctx context.Context, upper, at string, lower []string, visit fu
 		return err
 	}
 	entries, err := os.ReadDir(filepath.Join(upper, at))
+	if at != "/" && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)) {
+		return nil // the container is at work
+	}
 	if err != nil {
 		return err
 	}
 	for _, e := range entries {
 		info, err := e.Info()
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // the container is at work
+			continue
 		}
 		if err != nil {
 			return err
@@ -52,7 +55,9 @@ func walkUpperAt(ctx context.Context, upper, at string, lower []string, visit fu
 		case isWhiteout(info):
 			x.kind = Deleted
 		case info.IsDir():
-			if x.opaque, err = isOpaque(filepath.Join(upper, x.path)); err != nil {
+			if x.opaque, err = isOpaque(filepath.Join(upper, x.path)); errors.Is(err, fs.ErrNotExist) {
+				continue
+			} else if err != nil {
 				return err
 			}
 			if x.opaque {
@@ -193,7 +198,10 @@ func (s *Store) RootfsDiff(ctx context.Context, containerID string) ([]Change, e
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("changes of container %s: %w", containerID, err)
+		err = fmt.Errorf("changes of container %s: %w", containerID, err)
+	}
+	if err := meanwhile(dir, containerID, err); err != nil {
+		return nil, err
 	}
 	slices.SortFunc(changes, func(a, b Change) int { return strings.Compare(a.Path, b.Path) })
 	return changes, nil

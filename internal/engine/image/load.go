@@ -3,9 +3,11 @@ package image
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -22,6 +24,24 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 )
 
+// ownIngests is a content store to which blobs come under names of their own: those of an archive come under the names of
+// their files, which another archive that is loaded at the time has as well.
+type ownIngests struct {
+	content.Store
+	prefix string
+}
+
+// Writer begins to write a blob, or goes on with one.
+func (o ownIngests) Writer(ctx context.Context, opts ...content.WriterOpt) (content.Writer, error) {
+	var w content.WriterOpts
+	for _, opt := range opts {
+		if err := opt(&w); err != nil {
+			return nil, err
+		}
+	}
+	return o.Store.Writer(ctx, append(slices.Clip(opts), content.WithRef(o.prefix+w.Ref))...)
+}
+
 // found is an image of an archive.
 type found struct {
 	target ocispec.Descriptor
@@ -34,8 +54,6 @@ type found struct {
 // of progress "Loaded image: NAME" (or "Loaded image ID: ID") goes out for each.
 func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress), only ...ocispec.Platform) (out []Image, err error) {
 	emit := serial(progress)
-	s.loading.Lock()
-	defer s.loading.Unlock()
 	ctx, done, err := s.withLease(s.ns(ctx))
 	if err != nil {
 		return nil, err
@@ -48,13 +66,8 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress), 
 	}()
 	defer s.after(ctx, done, &err)
 
-	cs := s.content()
-	// Blobs are ingested under the names of their files. What an earlier load left half-way under the same name is other
-	// content: away with it.
-	if err := abortIngests(ctx, cs, "tar-"); err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, abortIngests(context.WithoutCancel(ctx), cs, "tar-")) }()
+	cs := ownIngests{s.content(), "load-" + rand.Text() + "-"}
+	defer func() { err = errors.Join(err, abortIngests(context.WithoutCancel(ctx), cs, cs.prefix)) }()
 
 	stream, _, err := layer.Decompress(r)
 	if err != nil {
@@ -96,7 +109,8 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress), 
 		if err := failpoint.Hit("engine/image.load.before-name"); err != nil {
 			return out, err
 		}
-		if err := s.setNames(ctx, img.ID, f.target, f.names...); err != nil {
+		loaded, err := s.setNames(ctx, img.ID, f.target, f.names...)
+		if err != nil {
 			return out, err
 		}
 		if len(others) > 0 {
@@ -104,10 +118,6 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress), 
 				return out, err
 			}
 			trimmed = append(trimmed, f.target.Digest)
-		}
-		loaded, err := s.Get(ctx, img.ID)
-		if err != nil {
-			return out, err
 		}
 		out = append(out, loaded)
 		for _, n := range f.names {
@@ -125,14 +135,14 @@ func (s *Store) trim(ctx context.Context, indexes []digest.Digest, loaded []Imag
 	if err := s.GC(ctx); err != nil {
 		return err
 	}
-	for _, d := range indexes {
-		s.forget(d)
-	}
-	if err := s.reload(ctx); err != nil {
+	if err := s.reread(ctx, indexes...); err != nil {
 		return err
 	}
 	for i := range loaded {
 		img, err := s.Get(ctx, loaded[i].ID)
+		if fault.Is(err, fault.NotFound) {
+			continue // loaded, and removed by somebody since
+		}
 		if err != nil {
 			return err
 		}

@@ -102,10 +102,7 @@ func (s *Store) build(ctx context.Context, c configFile, layers []ocispec.Descri
 	if err := failpoint.Hit("engine/image.build.before-name"); err != nil {
 		return Image{}, err
 	}
-	if err := s.setNames(ctx, img.ID, target, names...); err != nil {
-		return Image{}, err
-	}
-	return s.Get(ctx, img.ID)
+	return s.setNames(ctx, img.ID, target, names...)
 }
 
 // Import makes an image of one layer of a root file system archive: a tar, plain or compressed with gzip or zstd.
@@ -267,7 +264,7 @@ func (s *Store) Commit(ctx context.Context, r CommitRequest) (_ Image, err error
 			}
 			return nil
 		})
-		return errors.Join(err, t.close())
+		return errors.Join(meanwhile(dir, r.ContainerID, err), t.close())
 	})
 	if err != nil {
 		return Image{}, fmt.Errorf("commit of container %s: %w", r.ContainerID, err)

@@ -3,27 +3,34 @@ package image
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
-// setNames makes every name of names point to the image, which must be unpacked and still be held by a lease of ctx. In
+// setNames makes every name of names point to the image, which must be unpacked, and returns it as it then is. Unless a
+// lease of ctx holds it, it may have been removed since it was looked for: that is fault.NotFound. In
 // the same transaction, images that lose their last name by it, and the image itself if names is empty, become dangling:
 // no image ever vanishes because its name was given away.
-func (s *Store) setNames(ctx context.Context, id string, target ocispec.Descriptor, names ...string) error {
+func (s *Store) setNames(ctx context.Context, id string, target ocispec.Descriptor, names ...string) (Image, error) {
 	s.naming.Lock()
 	defer s.naming.Unlock()
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		ctx := boltutil.WithTransaction(ctx, tx)
 		store := s.records()
+		// No collection comes between this and the record, which then keeps everything that the target refers to.
+		if _, err := s.content().Info(ctx, target.Digest); err != nil {
+			return err
+		}
 		for _, name := range names {
 			old, err := store.Get(ctx, name)
 			switch {
@@ -52,11 +59,27 @@ func (s *Store) setNames(ctx context.Context, id string, target ocispec.Descript
 		}
 		return createRecord(ctx, store, danglingPrefix+id, target)
 	})
+	if errdefs.IsNotFound(err) {
+		return Image{}, fault.New(fault.NotFound, "No such image: %s", id)
+	}
 	if err != nil {
-		return fmt.Errorf("naming image %s: %w", id, err)
+		return Image{}, fmt.Errorf("naming image %s: %w", id, err)
 	}
 	if isIndex(target.MediaType) {
 		s.forget(target.Digest) // another platform of it may have come
+	}
+	if err := s.reload(ctx); err != nil {
+		return Image{}, err
+	}
+	return s.Get(ctx, id)
+}
+
+// reread reads what indexes hold anew, after some of it came or went.
+func (s *Store) reread(ctx context.Context, indexes ...digest.Digest) error {
+	s.naming.Lock()
+	defer s.naming.Unlock()
+	for _, d := range indexes {
+		s.forget(d)
 	}
 	return s.reload(ctx)
 }
@@ -110,14 +133,18 @@ func dropRecord(ctx context.Context, store images.Store, name string) error {
 	return nil
 }
 
-// dropNames removes names of an image; with keep, the image stays as a dangling one if they were its last.
+// dropNames removes those of names that are the image's still; with keep, the image stays as a dangling one if it has no
+// others.
 func (s *Store) dropNames(ctx context.Context, img *Image, names []string, keep bool) error {
 	s.naming.Lock()
 	defer s.naming.Unlock()
+	left := s.namesOf(img.ID)
+	names = slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !slices.Contains(left, n) })
+	left = slices.DeleteFunc(left, func(n string) bool { return slices.Contains(names, n) })
 	err := s.db.Update(func(tx *bolt.Tx) error {
 		ctx := boltutil.WithTransaction(ctx, tx)
 		store := s.records()
-		if keep {
+		if keep && len(left) == 0 {
 			if err := createRecord(ctx, store, danglingPrefix+img.ID, img.Target); err != nil {
 				return err
 			}
@@ -127,7 +154,7 @@ func (s *Store) dropNames(ctx context.Context, img *Image, names []string, keep 
 				return err
 			}
 		}
-		if !keep && len(names) == len(s.namesOf(img.ID)) {
+		if !keep && len(left) == 0 {
 			return s.dropNameless(ctx, store, img.ID)
 		}
 		return nil
@@ -149,7 +176,8 @@ func (s *Store) Tag(ctx context.Context, source, target string) error {
 	if err != nil {
 		return err
 	}
-	return s.setNames(ctx, img.ID, img.Target, named.String())
+	_, err = s.setNames(ctx, img.ID, img.Target, named.String())
+	return err
 }
 
 // nameForWriting parses a name to be given to an image: no digest, and nothing that reads as an ID.

@@ -162,6 +162,11 @@ func (s *Store) ForPlatform(ctx context.Context, ref, platform string) (Image, e
 	if err != nil {
 		return Image{}, err
 	}
+	return s.forPlatform(ctx, img, ref, platform)
+}
+
+// forPlatform is ForPlatform of an image that has been found by ref.
+func (s *Store) forPlatform(ctx context.Context, img *Image, ref, platform string) (Image, error) {
 	if platform == "" || len(img.Manifests) == 0 {
 		return img.clone(), nil
 	}
@@ -182,6 +187,9 @@ func (s *Store) view(ctx context.Context, img *Image, m *Manifest) (Image, error
 		return img.clone(), nil
 	}
 	v, err := s.readPlatform(s.ns(ctx), img.Target, m.Descriptor)
+	if errdefs.IsNotFound(err) {
+		return Image{}, fault.New(fault.NotFound, "No such image: %s", img.ID) // removed since it was found
+	}
 	if err != nil {
 		return Image{}, err
 	}
@@ -243,8 +251,7 @@ func (s *Store) RemovePlatforms(ctx context.Context, ref string, list []ocispec.
 	if err := s.GC(ctx); err != nil {
 		return nil, err
 	}
-	s.forget(img.Target.Digest)
-	return out, s.reload(ctx)
+	return out, s.reread(ctx, img.Target.Digest)
 }
 
 // bindIndex ties an index to what of it is on this host, for the garbage collector.

@@ -130,7 +130,7 @@ func TestAttestations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.setNames(ctx, img.ID, index, "docker.io/library/attested:1"); err != nil {
+	if _, err := s.setNames(ctx, img.ID, index, "docker.io/library/attested:1"); err != nil {
 		t.Fatal(err)
 	}
 	done()

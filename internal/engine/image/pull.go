@@ -124,7 +124,8 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 	if err := failpoint.Hit("engine/image.pull.before-name"); err != nil {
 		return Image{}, err
 	}
-	if err := s.setNames(ctx, img.ID, target, names...); err != nil {
+	pulledImage, err := s.setNames(ctx, img.ID, target, names...)
+	if err != nil {
 		return Image{}, err
 	}
 	emit(Progress{Status: "Digest: " + root.String()})
@@ -133,7 +134,7 @@ func (s *Store) Pull(ctx context.Context, ref, platform string, auth Auth, progr
 	} else {
 		emit(Progress{Status: "Status: Downloaded newer image for " + reference.FamiliarString(named)})
 	}
-	return s.ForPlatform(ctx, img.ID, platform)
+	return s.forPlatform(ctx, &pulledImage, img.ID, platform)
 }
 
 // puller is one pull.

@@ -149,12 +149,15 @@ func (s *Store) pushOne(ctx context.Context, named reference.Named, img *Image, 
 			return err
 		}
 	}
-	if target.Digest == img.Target.Digest {
+	s.index.mu.RLock()
+	still := s.index.names[named.String()] == img.ID // or what was removed meanwhile would be back under its digest
+	s.index.mu.RUnlock()
+	if target.Digest == img.Target.Digest && still {
 		canonical, err := reference.WithDigest(reference.TrimNamed(named), target.Digest)
 		if err != nil {
 			return err
 		}
-		if err := s.setNames(ctx, img.ID, img.Target, canonical.String()); err != nil {
+		if _, err := s.setNames(ctx, img.ID, img.Target, canonical.String()); err != nil {
 			return err
 		}
 	}

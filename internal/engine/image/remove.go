@@ -98,7 +98,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 		}
 		if len(rest) > 0 || running || (len(containers) > 0 && !force) {
 			// Named otherwise still, or in use: then it stays without a name.
-			return out, s.dropNames(ctx, img, drop, len(rest) == 0)
+			return out, s.dropNames(ctx, img, drop, true)
 		}
 		deleted, _, err := s.deleteImage(ctx, img)
 		return append(out, deleted...), err
@@ -143,6 +143,9 @@ func (s *Store) deleteImage(ctx context.Context, img *Image) (out []Removed, fre
 	freed = s.sumUsage(ctx, there)
 	if err := s.dropNames(ctx, img, s.namesOf(img.ID), false); err != nil {
 		return nil, 0, err
+	}
+	if s.byID(img.ID) != nil {
+		return nil, 0, nil // somebody has given it another name meanwhile
 	}
 	if err := failpoint.Hit("engine/image.remove.before-collection"); err != nil {
 		return nil, 0, err

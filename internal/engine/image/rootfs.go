@@ -18,7 +18,6 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
-	cfs "github.com/containerd/continuity/fs"
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
 	bolt "go.etcd.io/bbolt"
@@ -27,6 +26,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/fault/undo"
+	"github.com/sampan-cloud/sampan/internal/sys/diskusage"
 )
 
 // A container's root file system is a folder ROOT/rootfs/ID:
@@ -478,25 +478,33 @@ func (s *Store) RootfsUsage(ctx context.Context, containerID string) (rw, total 
 	if err != nil {
 		return 0, 0, err
 	}
-	du, err := cfs.DiskUsage(ctx, filepath.Join(dir, upperFolder))
-	if err != nil {
-		return 0, 0, fmt.Errorf("size of container %s: %w", containerID, err)
+	if rw, err = diskusage.Of(ctx, filepath.Join(dir, upperFolder)); err != nil {
+		return 0, 0, meanwhile(dir, containerID, fmt.Errorf("size of container %s: %w", containerID, err))
 	}
-	total = du.Size
+	total = rw
 	ctx = s.ns(ctx)
 	for chain != "" && chain != scratchChain {
 		u, err := s.snapshots().Usage(ctx, chain)
 		if err != nil {
-			return 0, 0, fmt.Errorf("size of container %s: %w", containerID, err)
+			return 0, 0, meanwhile(dir, containerID, fmt.Errorf("size of container %s: %w", containerID, err))
 		}
 		info, err := s.snapshots().Stat(ctx, chain)
 		if err != nil {
-			return 0, 0, fmt.Errorf("size of container %s: %w", containerID, err)
+			return 0, 0, meanwhile(dir, containerID, fmt.Errorf("size of container %s: %w", containerID, err))
 		}
 		total += u.Size
 		chain = info.Parent
 	}
-	return du.Size, total, nil
+	return rw, total, meanwhile(dir, containerID, nil)
+}
+
+// meanwhile is err, or nil, of a look at the root file system of a container that nobody kept from being removed. If it has
+// been, what was seen may be a part only, and it is fault.NotFound.
+func meanwhile(dir, containerID string, err error) error {
+	if _, serr := os.Lstat(dir); errors.Is(serr, fs.ErrNotExist) {
+		return fault.New(fault.NotFound, "No such container: %s", containerID)
+	}
+	return err
 }
 
 // ExportLayer writes a container's whole root file system as a tar archive.
@@ -507,12 +515,15 @@ func (s *Store) ExportLayer(ctx context.Context, containerID string, w io.Writer
 	}
 	root, done, err := s.look(dir, lower)
 	if err != nil {
-		return fmt.Errorf("export of container %s: %w", containerID, err)
+		return meanwhile(dir, containerID, fmt.Errorf("export of container %s: %w", containerID, err))
 	}
 	defer done()
 	t := newTarWriter(w)
-	if err := t.tree(ctx, root); err != nil {
-		return fmt.Errorf("export of container %s: %w", containerID, err)
+	if err = t.tree(ctx, root); err != nil {
+		err = fmt.Errorf("export of container %s: %w", containerID, err)
+	}
+	if err = meanwhile(dir, containerID, err); err != nil {
+		return err
 	}
 	return t.close()
 }

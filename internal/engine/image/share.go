@@ -121,11 +121,8 @@ func (i sharedImages) Update(ctx context.Context, img images.Image, _ ...string)
 	if err != nil {
 		return img, err
 	}
-	if err := i.s.setNames(ctx, made.ID, target, names...); err != nil || i.made == nil {
-		return img, err
-	}
-	whole, err := i.s.Get(ctx, made.ID)
-	if err != nil {
+	whole, err := i.s.setNames(ctx, made.ID, target, names...)
+	if err != nil || i.made == nil {
 		return img, err
 	}
 	name := ""

@@ -84,7 +84,6 @@ type exclusion struct {
 	naming    sync.Mutex    // of changes to image records
 	keys      keyedMutex    // of blobs and chains being made
 	unpackers chan struct{} // slots of layers being extracted
-	loading   sync.Mutex    // one load or import of an archive at a time: their partial blobs are named by path
 	removing  sync.Mutex    // one removal at a time
 	gcMu      sync.Mutex
 	working   sync.Map // IDs of the leases of work in progress

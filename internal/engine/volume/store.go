@@ -17,10 +17,9 @@ import (
 	"sync"
 	"time"
 
-	cfs "github.com/containerd/continuity/fs"
-
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
+	"github.com/sampan-cloud/sampan/internal/sys/diskusage"
 )
 
 const (
@@ -146,7 +145,15 @@ func CheckName(name string) error {
 
 // Create makes a volume, or returns the one that has the name. An empty name makes an anonymous volume with a random
 // name. The same name with other driver options is a fault.Conflict; other labels are not looked at, as in Docker.
-func (s *Store) Create(_ context.Context, v Volume) (Volume, error) {
+func (s *Store) Create(_ context.Context, v Volume) (Volume, error) { return s.create(v, "") }
+
+// CreateFor is Create for a container that is being made: user counts as using the volume from its first moment, as with
+// Reserve, so that nobody removes it before the container is there.
+func (s *Store) CreateFor(_ context.Context, v Volume, user string) (Volume, error) {
+	return s.create(v, user)
+}
+
+func (s *Store) create(v Volume, user string) (Volume, error) {
 	if v.Driver != "" && v.Driver != driverLocal {
 		return Volume{}, fault.New(fault.NotFound, "error looking up volume plugin %s: plugin %q not found", v.Driver, v.Driver)
 	}
@@ -170,10 +177,22 @@ func (s *Store) Create(_ context.Context, v Volume) (Volume, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e := s.volumes[v.Name]; e != nil {
+	for {
+		e := s.volumes[v.Name]
+		if e == nil {
+			break
+		}
+		if e.gone { // it is being removed
+			s.mu.Unlock()
+			e.busy.Lock()
+			e.busy.Unlock() //nolint:staticcheck // it is only waited for
+			s.mu.Lock()
+			continue
+		}
 		if len(v.Options) > 0 && !maps.Equal(v.Options, e.Options) {
 			return Volume{}, fault.New(fault.Conflict, "create %s: a volume of this name with other driver options exists: remove it first, or choose another name", v.Name)
 		}
+		e.reserve(user)
 		return e.clone(), nil
 	}
 	v.Driver = driverLocal
@@ -183,9 +202,17 @@ func (s *Store) Create(_ context.Context, v Volume) (Volume, error) {
 		return Volume{}, fmt.Errorf("create %s: %w", v.Name, err)
 	}
 	e := &entry{Volume: v, users: map[string]bool{}}
+	e.reserve(user)
 	s.volumes[v.Name] = e
 	s.changed("create", e.clone())
 	return e.clone(), nil
+}
+
+// reserve counts user as using the volume, "" being nobody. The caller holds Store.mu.
+func (e *entry) reserve(user string) {
+	if user != "" {
+		e.users[user] = e.users[user] // mounted for him or not, as it was
+	}
 }
 
 // write makes the volume's folder under another name and renames it: there is never half a volume.
@@ -288,9 +315,12 @@ func (s *Store) Remove(_ context.Context, name string, force bool) error {
 	e.busy.Lock()
 	defer e.busy.Unlock()
 	s.mu.Lock()
-	if e.gone {
+	if e.gone { // somebody else was faster
 		s.mu.Unlock()
-		return nil
+		if force {
+			return nil
+		}
+		return fault.New(fault.NotFound, "get %s: no such volume", name)
 	}
 	if len(e.users) > 0 {
 		ids := slices.Sorted(maps.Keys(e.users))
@@ -418,9 +448,12 @@ func (s *Store) Size(name string) (int64, error) {
 	if hasMount(e.Options) {
 		return -1, nil
 	}
-	du, err := cfs.DiskUsage(context.Background(), e.Mountpoint)
+	size, err := diskusage.Of(context.Background(), e.Mountpoint)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fault.New(fault.NotFound, "get %s: no such volume", name) // removed since it was looked for
+	}
 	if err != nil {
 		return 0, fmt.Errorf("size of volume %s: %w", name, err)
 	}
-	return du.Size, nil
+	return size, nil
 }
