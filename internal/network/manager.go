@@ -54,6 +54,7 @@ type books struct {
 	networks  map[string]*Network // Members is filled when a copy is handed out
 	space     *ipam.Space
 	sandboxes map[string]*sandbox
+	leaving   map[*sandbox]chan struct{} // detached, with endpoints still; closed when these are gone
 	ports     *portBook
 	names     map[string]keeper.Names // of networks of scope swarm
 }
@@ -75,6 +76,7 @@ func New(cfg Config) (_ *Manager, err error) {
 		cfg.Bridge.MTU = 1500
 	}
 	m := &Manager{cfg: cfg, log: cfg.Logger}
+	m.leaving = map[*sandbox]chan struct{}{}
 	m.networks, m.sandboxes, m.ports = map[string]*Network{}, map[string]*sandbox{}, newPortBook()
 	for dir, s := range map[string]*store{filepath.Join(cfg.DataRoot, "network"): &m.nets,
 		filepath.Join(cfg.ExecRoot, "network", "sandboxes"): &m.boxes, filepath.Join(cfg.ExecRoot, "network", "cluster"): &m.rest} {
@@ -277,10 +279,25 @@ func (m *Manager) takeSubnets(n *Network) (err error) {
 
 // Remove removes a network that nobody is on.
 func (m *Manager) Remove(ctx context.Context, nameOrID string) error {
-	m.tear.wait(ctx) // links of containers that have just gone
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n, err := m.find(nameOrID)
+	for err == nil {
+		gone := m.leavingFrom(n.ID) // links of containers that have just gone: they need their network to be taken away
+		if gone == nil {
+			break
+		}
+		m.mu.Unlock()
+		m.tear.wait(ctx)
+		select {
+		case <-gone:
+		case <-ctx.Done():
+		}
+		m.mu.Lock()
+		if err = ctx.Err(); err == nil {
+			n, err = m.find(nameOrID)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -291,6 +308,17 @@ func (m *Manager) Remove(ctx context.Context, nameOrID string) error {
 		return fault.New(fault.Forbidden, "network %s belongs to the cluster: it is removed there", n.Spec.Name)
 	}
 	return m.removeLocked(n)
+}
+
+// leavingFrom is closed when one of the detached sandboxes that still are on a network is not any more; nil: none is.
+// m.mu is held.
+func (m *Manager) leavingFrom(networkID string) chan struct{} {
+	for sb, gone := range m.leaving {
+		if slices.ContainsFunc(sb.all(), func(e *Endpoint) bool { return e.NetworkID == networkID }) {
+			return gone
+		}
+	}
+	return nil
 }
 
 func (m *Manager) removeLocked(n *Network) error {
@@ -328,7 +356,7 @@ func (m *Manager) Prune(ctx context.Context, filter func(Network) bool) ([]strin
 	var errs []error
 	for _, n := range m.sorted() {
 		if n.Scope != ScopeLocal || slices.Contains([]string{NameBridge, NameHost, NameNone, gatewayBridge}, n.Spec.Name) ||
-			len(m.members(n.ID)) > 0 || filter != nil && !filter(m.snapshot(n)) {
+			len(m.members(n.ID)) > 0 || m.leavingFrom(n.ID) != nil || filter != nil && !filter(m.snapshot(n)) {
 			continue
 		}
 		if err := m.removeLocked(n); err != nil {

@@ -3,15 +3,18 @@ package network
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
 	"github.com/sampan-cloud/sampan/internal/fault"
@@ -308,5 +311,35 @@ func TestRemovedNetworkIsGone(t *testing.T) {
 	pruned, err := s.m.Prune(t.Context(), nil)
 	if err != nil || !slices.Equal(pruned, []string{"app"}) {
 		t.Errorf("prune: %v, %v", pruned, err)
+	}
+}
+
+// TestNetworkOfASandboxThatIsLeaving is removed after that one's links: they are taken away by their network's driver.
+func TestNetworkOfASandboxThatIsLeaving(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	s.create(Spec{Name: "app"})
+	c := s.attach(on("c1", "app")) // the test holds its namespace, as one does that joined it
+	s.names.mu.Lock()              // the detaching waits for the name server
+	detached, removed := make(chan error, 1), make(chan error, 1)
+	go func() { detached <- s.m.Detach(t.Context(), c.ID) }()
+	for n, err := s.m.Get("app"); len(n.Members) > 0 || err != nil; n, err = s.m.Get("app") {
+		runtime.Gosched()
+	}
+	go func() { removed <- s.m.Remove(t.Context(), "app") }()
+	select {
+	case err := <-removed:
+		removed <- err
+	case <-time.After(200 * time.Millisecond): // it waits, as it should
+	}
+	s.names.mu.Unlock()
+	if err := errors.Join(<-detached, <-removed); err != nil {
+		t.Fatal(err)
+	}
+	s.m.tear.wait(t.Context())
+	for _, l := range s.host.Links() {
+		if strings.HasPrefix(l, "veth") {
+			t.Errorf("link %s is left on the host", l)
+		}
 	}
 }

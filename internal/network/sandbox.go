@@ -364,6 +364,7 @@ func (m *Manager) Detach(ctx context.Context, sandboxID string) error {
 	m.mu.Lock()
 	named := sb.DNSPort != 0
 	delete(m.sandboxes, sandboxID)
+	m.leaving[sb] = make(chan struct{})
 	m.mu.Unlock()
 	err = errors.Join(err, m.boxes.remove(sandboxID))
 	if named {

@@ -144,6 +144,10 @@ func (m *Manager) takeAway(batch []*sandbox) {
 			err = errors.Join(err, netns.Remove(sb.NetNS))
 		}
 		sb.op.Unlock()
+		m.mu.Lock()
+		close(m.leaving[sb])
+		delete(m.leaving, sb)
+		m.mu.Unlock()
 		if err != nil {
 			m.log.Error("removing a sandbox", "sandbox", sb.Spec.ID, "error", err)
 		}

@@ -88,7 +88,7 @@ func TestBindsOfOwnFolders(t *testing.T) {
 // TestModeOfVolumes: inspect shows for a volume what Docker shows.
 func TestModeOfVolumes(t *testing.T) {
 	b := newBed(t)
-	if _, err := b.m.Volumes.Create(t.Context(), volume.Volume{Name: "vol"}); err != nil {
+	if _, err := b.m.Volumes.CreateFor(t.Context(), volume.Volume{Name: "vol"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	c, err := b.m.Get(b.create(Config{Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: "vol", Target: "/v"}, {Type: MountVolume, Target: "/w", Mode: "nocopy"}}}}))

@@ -47,7 +47,7 @@ type Images interface {
 
 // Volumes holds the named volumes that containers mount: (*volume.Store).
 type Volumes interface {
-	Create(ctx context.Context, v volume.Volume) (volume.Volume, error)
+	CreateFor(ctx context.Context, v volume.Volume, user string) (volume.Volume, error)
 	Get(name string) (volume.Volume, error)
 	Remove(ctx context.Context, name string, force bool) error
 	Reserve(ctx context.Context, name, user string) error

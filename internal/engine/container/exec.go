@@ -3,7 +3,9 @@ package container
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -54,14 +56,14 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 	}
 	if cfg.User != "" {
 		// Who is not there is told of now: the start answers with a stream.
-		switch _, err := lookupUser(m.runningRootfs(c.id), cfg.User, nil); {
-		case err != nil && fault.KindOf(err) == fault.Internal && processGone(err):
-			return "", fault.New(fault.Conflict, "container %s is not running", c.id) // it has just ended
-		case err != nil:
-			return "", err
+		if _, err := lookupUser(m.runningRootfs(c.id), cfg.User, nil); err != nil {
+			return "", orEnded(&snap, err)
 		}
 	}
-	e := m.newExec(c, cfg)
+	e, err := m.newExec(c, cfg)
+	if err != nil {
+		return "", err
+	}
 	m.event(&snap, "exec_create: "+strings.Join(cfg.Cmd, " "), "execID", e.id)
 	return e.id, nil
 }
@@ -69,13 +71,26 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 // runningRootfs is where the root file system of a container is mounted while it runs.
 func (m *Manager) runningRootfs(id string) string { return filepath.Join(m.execDir(), id, "rootfs") }
 
-func (m *Manager) newExec(c *ctr, cfg ExecConfig) *execution {
+// orEnded is err, an error in a container that ran a moment ago, or, if its process is no more, the news of that: whatever
+// else went wrong did so for that reason. c is how it ran.
+func orEnded(c *Container, err error) error {
+	if _, gone := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", c.State.PID)); err != nil && gone != nil {
+		return fault.New(fault.Conflict, "container %s is not running", c.ID)
+	}
+	return err
+}
+
+// newExec keeps an exec for as long as its container is there.
+func (m *Manager) newExec(c *ctr, cfg ExecConfig) (*execution, error) {
 	e := &execution{id: randomID(), c: c, cfg: cfg, done: make(chan struct{})}
 	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.byID[c.id] != c {
+		return nil, fault.New(fault.NotFound, "No such container: %s", c.id)
+	}
 	maps.DeleteFunc(m.execs, func(_ string, o *execution) bool { return o.old() })
 	m.execs[e.id] = e
-	m.mu.Unlock()
-	return e
+	return e, nil
 }
 
 func (e *execution) old() bool {
@@ -170,7 +185,7 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o E
 		}
 	}
 	st, err := m.runExec(ctx, e, c, o)
-	if err != nil {
+	if err = orEnded(c, err); err != nil {
 		code := startExitCode(err)
 		if code == startFailed { // a shell's word for "found and not run"
 			code = 126

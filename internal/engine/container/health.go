@@ -161,7 +161,10 @@ func (m *Manager) runProbe(ctx context.Context, c *ctr, h *Health) (int, string,
 	if len(cmd) == 0 {
 		return 0, "", fault.New(fault.InvalidArgument, "the health check has no command")
 	}
-	e := m.newExec(c, ExecConfig{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	e, err := m.newExec(c, ExecConfig{Cmd: cmd, AttachStdout: true, AttachStderr: true})
+	if err != nil {
+		return 0, "", err
+	}
 	defer func() {
 		m.mu.Lock()
 		delete(m.execs, e.id)

@@ -233,7 +233,7 @@ func TestVolumes(t *testing.T) {
 		}
 	}
 
-	if _, err := b.m.Volumes.Create(ctx, volume.Volume{Name: "named"}); err != nil {
+	if _, err := b.m.Volumes.CreateFor(ctx, volume.Volume{Name: "named"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	n := b.run(Config{Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: "named", Target: "/data", NoCopy: true}}}}, "exit", "0")

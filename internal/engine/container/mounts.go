@@ -43,8 +43,13 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 	cfg := &c.rec.Config
 	plan := map[string]plannedMount{}
 
+	var held []string // volumes that the container holds, those that another mount has taken the place of among them
+	hold := func(name string) {
+		held = append(held, name)
+		u.Add(func() error { return m.Volumes.Release(context.WithoutCancel(ctx), name, c.id) })
+	}
 	for _, from := range cfg.Host.VolumesFrom {
-		if err := m.planVolumesFrom(from, plan); err != nil {
+		if err := m.planVolumesFrom(ctx, c, from, plan, hold); err != nil {
 			return err
 		}
 	}
@@ -62,8 +67,8 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 		}
 		given[p.Destination] = true
 		if p.Type == MountVolume {
-			v, err := m.Volumes.Create(ctx, volume.Volume{Name: mt.Source, Driver: cmp.Or(mt.Driver, cfg.Host.VolumeDriver, "local"),
-				Labels: mt.Labels, Options: mt.DriverOpts, Anonymous: mt.Source == ""})
+			v, err := m.Volumes.CreateFor(ctx, volume.Volume{Name: mt.Source, Driver: cmp.Or(mt.Driver, cfg.Host.VolumeDriver, "local"),
+				Labels: mt.Labels, Options: mt.DriverOpts, Anonymous: mt.Source == ""}, c.id)
 			if err != nil {
 				return err
 			}
@@ -72,6 +77,7 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 			if p.Anonymous {
 				u.Add(func() error { return m.Volumes.Remove(context.WithoutCancel(ctx), v.Name, true) })
 			}
+			hold(v.Name)
 		}
 		plan[p.Destination] = p
 	}
@@ -93,21 +99,18 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 		if _, has := plan[dst]; has {
 			continue
 		}
-		v, err := m.Volumes.Create(ctx, volume.Volume{Driver: cmp.Or(cfg.Host.VolumeDriver, "local"), Anonymous: true})
+		v, err := m.Volumes.CreateFor(ctx, volume.Volume{Driver: cmp.Or(cfg.Host.VolumeDriver, "local"), Anonymous: true}, c.id)
 		if err != nil {
 			return err
 		}
 		u.Add(func() error { return m.Volumes.Remove(context.WithoutCancel(ctx), v.Name, true) })
+		hold(v.Name)
 		plan[dst] = plannedMount{MountPoint: MountPoint{Type: MountVolume, Name: v.Name, Destination: dst, Driver: v.Driver, RW: true},
 			Volume: v.Name, Anonymous: true, Fresh: true}
 	}
 
 	for _, p := range plan {
 		if p.Volume != "" {
-			if err := m.Volumes.Reserve(ctx, p.Volume, c.id); err != nil {
-				return err
-			}
-			u.Add(func() error { return m.Volumes.Release(context.WithoutCancel(ctx), p.Volume, c.id) })
 			v, err := m.Volumes.Get(p.Volume)
 			if err != nil {
 				return err
@@ -128,6 +131,13 @@ func (m *Manager) planMounts(ctx context.Context, c *ctr, u *undo.Stack) error {
 			c.rec.MountedImages = append(slices.Clip(c.rec.MountedImages), img.ID)
 		}
 		c.rec.MountPlan = append(c.rec.MountPlan, p)
+	}
+	for _, name := range held {
+		if !slices.ContainsFunc(c.rec.MountPlan, func(p plannedMount) bool { return p.Volume == name }) {
+			if err := m.Volumes.Release(ctx, name, c.id); err != nil {
+				return err
+			}
+		}
 	}
 	// A parent's mount comes before what is mounted inside it.
 	slices.SortFunc(c.rec.MountPlan, func(a, b plannedMount) int {
@@ -150,7 +160,8 @@ func mountPoints(plan []plannedMount) []MountPoint {
 	return mps
 }
 
-func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) error {
+// planVolumesFrom plans the mounts of another container, whose volumes the new one holds before that one can give them up.
+func (m *Manager) planVolumesFrom(ctx context.Context, c *ctr, from string, plan map[string]plannedMount, hold func(name string)) error {
 	ref, mode, _ := strings.Cut(from, ":")
 	rw := true
 	switch mode {
@@ -166,9 +177,18 @@ func (m *Manager) planVolumesFrom(from string, plan map[string]plannedMount) err
 	}
 	other.mu.Lock()
 	defer other.mu.Unlock()
+	if s := &other.rec.State; s.Status == StatusRemoving || s.Dead {
+		return fault.New(fault.Conflict, "cannot take the volumes of container %s, which is being removed", ref)
+	}
 	for _, p := range other.rec.MountPlan {
 		if p.Type != MountVolume && p.Type != MountBind {
 			continue
+		}
+		if p.Volume != "" {
+			if err := m.Volumes.Reserve(ctx, p.Volume, c.id); err != nil {
+				return err
+			}
+			hold(p.Volume)
 		}
 		p.RW = p.RW && rw
 		p.Fresh = false

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -89,6 +90,7 @@ func (m *Manager) remove(ctx context.Context, c *ctr, force, volumes bool) error
 	if m.byName[c.rec.Config.Name] == c.id {
 		delete(m.byName, c.rec.Config.Name)
 	}
+	maps.DeleteFunc(m.execs, func(_ string, e *execution) bool { return e.c == c })
 	m.mu.Unlock()
 	c.dropPending(nil)
 	m.event(&c.rec.Container, "destroy")

@@ -29,8 +29,9 @@ type launch struct {
 	mounts   []specs.Mount // the user's, parents first
 	files    []specs.Mount // hosts, hostname, resolv.conf
 	initPath string
-	seccomp  string // the system call filter if the container names none: see Defaults
-	shared   string // propagation the root needs: "", shared or rslave
+	seccomp  string       // the system call filter if the container names none: see Defaults
+	targets  []joinTarget // whose namespaces are joined
+	shared   string       // propagation the root needs: "", shared or rslave
 
 	ids    userns.Mapping // what its users are on the host
 	userns string         // path of its user namespace; empty: the host's

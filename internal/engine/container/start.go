@@ -57,10 +57,15 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 		return fault.New(fault.Conflict, "container is marked for removal and cannot be started")
 	}
 	cgroup.ExpectAttach() // while the root file system and the network are made ready
+	l, laps := &launch{}, newLaps()
+	defer l.close()
 	u := undo.New()
 	defer func() {
 		if err == nil {
 			return
+		}
+		if ended := l.targetEnded(); ended != nil {
+			err = ended
 		}
 		if uerr := u.Run(); uerr != nil {
 			m.log.Error("undoing a failed start", "container", c.id, "error", uerr)
@@ -80,8 +85,6 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 		m.saveLogged(c)
 	}()
 
-	l, laps := &launch{}, newLaps()
-	defer l.close()
 	if err := m.joinTargets(c, l); err != nil {
 		return err
 	}
@@ -376,6 +379,7 @@ func (m *Manager) joinTargets(c *ctr, l *launch) error {
 			return fault.New(fault.Conflict, "cannot join the %s namespace of a non running container: container %s is %s", j.ns, o.Config.Name, o.State.Status)
 		}
 		*j.path = fmt.Sprintf("/proc/%d/ns/%s", o.State.PID, j.ns)
+		l.targets = append(l.targets, joinTarget{j.name, o.Config.Name, *j.path})
 		if err := joinUserNS(c, &o, l); err != nil {
 			return err
 		}
@@ -387,6 +391,20 @@ func (m *Manager) joinTargets(c *ctr, l *launch) error {
 		}
 		if j.ns == "net" && o.Config.Host.NetworkMode == "host" {
 			*j.path = ""
+		}
+	}
+	return nil
+}
+
+// joinTarget is a container whose namespace is joined.
+type joinTarget struct{ kind, name, path string }
+
+// targetEnded is the reason why a start failed if that is the end of a container whose namespace was to be joined, which
+// nothing keeps from ending meanwhile.
+func (l *launch) targetEnded() error {
+	for _, t := range l.targets {
+		if _, err := os.Stat(t.path); err != nil {
+			return fault.New(fault.Conflict, "cannot join the %s namespace of container %s, which has just ended: start it first", t.kind, t.name)
 		}
 	}
 	return nil

@@ -15,7 +15,7 @@ import (
 // TestSubpaths: a part of a volume is shown to a container, and nothing beside it.
 func TestSubpaths(t *testing.T) {
 	b := newBed(t)
-	v, err := b.m.Volumes.Create(t.Context(), volume.Volume{Name: "parts"})
+	v, err := b.m.Volumes.CreateFor(t.Context(), volume.Volume{Name: "parts"}, "")
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -429,6 +429,57 @@ func TestManyAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
+// TestTwoRemoveOne: the second is told that there is no such volume, and who creates one while it is removed has a new one.
+func TestTwoRemoveOne(t *testing.T) {
+	s := open(t)
+	for range 30 {
+		if _, err := s.Create(t.Context(), Volume{Name: "data"}); err != nil {
+			t.Fatal(err)
+		}
+		var wg sync.WaitGroup
+		errs := make([]error, 4)
+		for n := range errs {
+			wg.Go(func() { errs[n] = s.Remove(t.Context(), "data", false) })
+		}
+		wg.Wait()
+		removed := 0
+		for _, err := range errs {
+			switch {
+			case err == nil:
+				removed++
+			case !fault.Is(err, fault.NotFound):
+				t.Error(err)
+			}
+		}
+		if removed != 1 {
+			t.Fatalf("%d say that they have removed it", removed)
+		}
+	}
+	for range 30 {
+		if _, err := s.Create(t.Context(), Volume{Name: "data"}); err != nil {
+			t.Fatal(err)
+		}
+		gone := make(chan error, 1)
+		go func() { gone <- s.Remove(t.Context(), "data", true) }()
+		if _, err := s.CreateFor(t.Context(), Volume{Name: "data"}, "c"); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-gone; err != nil && !fault.Is(err, fault.Conflict) {
+			t.Fatal(err)
+		}
+		v, err := s.Get("data")
+		if err == nil {
+			_, err = os.Stat(v.Mountpoint)
+		}
+		if err != nil {
+			t.Fatalf("the volume that was made is gone: %v", err)
+		}
+		if err := s.Release(t.Context(), "data", "c"); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 func FuzzCheckName(f *testing.F) {
 	for _, s := range []string{"ok", "", "a", "../x", "x/y", ".x", "x\x00y", "ä"} {
 		f.Add(s)
