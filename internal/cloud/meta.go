@@ -32,19 +32,28 @@ func Kinds() []Kind {
 // Meta is what every stored object has. ID is 25 characters of base 36 (see NewID). Version is the revision of the
 // store at which the object was last written; the store sets it, and an update that carries an older one is refused.
 // SpecSince, which the store sets too, is the version since which the object's specification is what it is, 0 for since
-// Version: what the control loops write beside it is no reason to refuse a user's change.
+// Version: what the control loops write beside it is no reason to refuse a user's change. Born, set by the store as well,
+// is larger than that of every object which the transaction that made this one could see, and 0 in documents from before
+// there was such a number.
 type Meta struct {
 	ID        string    `json:"id"`
 	Project   string    `json:"project"`
 	CreatedAt time.Time `json:"createdAt"`
 	UpdatedAt time.Time `json:"updatedAt"`
 	SpecSince uint64    `json:"specSince,omitempty"`
+	Born      uint64    `json:"born,omitempty"`
 	Version   uint64    `json:"-"`
 }
 
 // SpecReadAt reports whether who read the object at that version has seen the specification that it has now.
 func (m *Meta) SpecReadAt(version uint64) bool {
 	return version <= m.Version && version >= cmp.Or(m.SpecSince, m.Version)
+}
+
+// CompareAge is negative if the object was made before the other, whatever the clock said then, and 0 if both were made
+// in one moment.
+func (m *Meta) CompareAge(other *Meta) int {
+	return cmp.Or(cmp.Compare(m.Born, other.Born), m.CreatedAt.Compare(other.CreatedAt))
 }
 
 // Object is implemented by pointers to every stored type.

@@ -66,7 +66,7 @@ func (a *Allocator) newPass(tx state.Tx) *pass {
 	slices.SortStableFunc(p.netList, func(a, b *cloud.Network) int {
 		switch {
 		case a.Spec.Ingress == b.Spec.Ingress:
-			return a.CreatedAt.Compare(b.CreatedAt)
+			return a.CompareAge(&b.Meta)
 		case a.Spec.Ingress:
 			return -1
 		}

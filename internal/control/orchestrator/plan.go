@@ -163,8 +163,7 @@ func (p *planner) group(tasks []*cloud.Task) {
 	})
 	for _, s := range p.slots {
 		slices.SortFunc(s.tasks, func(a, b *cloud.Task) int {
-			// The version first: the clock may have been set back between two.
-			return cmp.Or(cmp.Compare(b.SpecVersion, a.SpecVersion), b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
+			return cmp.Or(cmp.Compare(b.SpecVersion, a.SpecVersion), b.CompareAge(&a.Meta), cmp.Compare(b.ID, a.ID))
 		})
 	}
 }
@@ -541,7 +540,7 @@ func (p *planner) forget(tasks []*cloud.Task) {
 	for _, key := range slices.Sorted(maps.Keys(finished)) {
 		old := finished[key]
 		slices.SortFunc(old, func(a, b *cloud.Task) int {
-			return cmp.Or(b.CreatedAt.Compare(a.CreatedAt), cmp.Compare(b.ID, a.ID))
+			return cmp.Or(b.CompareAge(&a.Meta), cmp.Compare(b.ID, a.ID))
 		})
 		keep := p.history
 		if p.keepsLast(old[0]) {

@@ -138,7 +138,7 @@ func parse(t *testing.T, doc string) (svc *cloud.Service, tasks []*cloud.Task, w
 			svc.PreviousSpec = &prev
 		case "task":
 			task := &cloud.Task{Desired: cloud.TaskRunning, Slot: num("slot"), NodeID: set["on"], SpecVersion: uint64(max(1, num("v")))}
-			task.ID, task.CreatedAt = f[1], ago("age")
+			task.ID, task.CreatedAt, task.Born = f[1], ago("age"), uint64(num("born"))
 			task.Spec.Container.Image = "img" + strconv.Itoa(int(task.SpecVersion))
 			if set["constraint"] != "" {
 				task.Spec.Placement.Constraints = []string{set["constraint"]}

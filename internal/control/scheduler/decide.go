@@ -53,7 +53,7 @@ func decide(nodes []*cloud.Node, tasks []*cloud.Task, now time.Time) []decision 
 		return nil
 	}
 	slices.SortStableFunc(waiting, func(a, b *cloud.Task) int {
-		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot))
+		return cmp.Or(a.CompareAge(&b.Meta), cmp.Compare(a.ServiceID, b.ServiceID), cmp.Compare(a.Slot, b.Slot))
 	})
 	hosts := map[string]*host{}
 	var list []*host

@@ -264,7 +264,7 @@ func (t *tx) Put(o cloud.Object) error {
 	case prev == nil && meta.Version != 0:
 		return fault.New(fault.NotFound, "%s %s not found: it has been removed", kind, meta.ID)
 	case prev == nil:
-		meta.CreatedAt = now
+		meta.CreatedAt, meta.Born = now, t.rev+1
 	case prev.GetMeta().Version != meta.Version && meta.Version == 0:
 		return fault.New(fault.AlreadyExists, "%s %s already exists", kind, meta.ID)
 	case prev.GetMeta().Version != meta.Version:
@@ -273,7 +273,7 @@ func (t *tx) Put(o cloud.Object) error {
 	case prev.GetMeta().Project != meta.Project:
 		return fault.New(fault.InvalidArgument, "%s %s cannot move from project %s to %s", kind, meta.ID, prev.GetMeta().Project, meta.Project)
 	default:
-		meta.CreatedAt = prev.GetMeta().CreatedAt
+		meta.CreatedAt, meta.Born = prev.GetMeta().CreatedAt, prev.GetMeta().Born
 	}
 	meta.UpdatedAt = now
 	meta.SpecSince = 0

@@ -144,6 +144,16 @@ func setsTimesAndVersion(t *testing.T, s state.Store) {
 	if !second.CreatedAt.Equal(first.CreatedAt) || second.UpdatedAt.Before(first.UpdatedAt) || second.Version <= first.Version {
 		t.Fatalf("after replacement: %+v, before: %+v", second.Meta, first.Meta)
 	}
+	b := service("b")
+	put(t, s, b)
+	third := get[*cloud.Service](s, b.ID)
+	if second.CompareAge(&first.Meta) != 0 || third.CompareAge(&second.Meta) <= 0 || second.CompareAge(&third.Meta) >= 0 {
+		t.Errorf("what was made later is not younger: %+v, %+v, %+v", first.Meta, second.Meta, third.Meta)
+	}
+	third.CreatedAt = first.CreatedAt.Add(-time.Hour)
+	if third.CompareAge(&first.Meta) <= 0 {
+		t.Error("a clock that was set back makes it older")
+	}
 }
 
 func handedOutObjectsStay(t *testing.T, s state.Store) {
