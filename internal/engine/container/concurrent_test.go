@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -212,4 +213,42 @@ func TestManyAtOnce(t *testing.T) {
 	at("rename", []fault.Kind{fault.AlreadyExists}, func(n int) error { return b.m.Rename(t.Context(), others[n], "two") })
 	at("start", []fault.Kind{fault.NotModified}, func(int) error { return b.m.Start(t.Context(), "one") })
 	at("removal", []fault.Kind{fault.Conflict, fault.NotFound}, func(int) error { return b.m.Remove(t.Context(), "one", true, true, false) })
+}
+
+// TestExportOfOneThatIsRemoved is no archive of a part that says nothing.
+func TestExportOfOneThatIsRemoved(t *testing.T) {
+	b := newBed(t)
+	var id string
+	for what, read := range map[string]func(w io.Writer) error{
+		"export": func(w io.Writer) error { return b.m.Export(t.Context(), id, w) },
+		"copy": func(w io.Writer) error {
+			r, _, err := b.m.CopyFrom(t.Context(), id, "/")
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			_, err = io.Copy(w, r)
+			return err
+		},
+	} {
+		id = b.run(Config{}, "wait")
+		b.ready(id, "ready")
+		r, w := io.Pipe()
+		done := make(chan error, 1)
+		go func() {
+			err := read(w)
+			_ = w.Close()
+			done <- err
+		}()
+		if _, err := r.Read(make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.m.Remove(t.Context(), id, true, true, false); err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, r)
+		if err := <-done; !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "was removed meanwhile") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }

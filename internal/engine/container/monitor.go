@@ -175,7 +175,8 @@ func (m *Manager) takeDown(ctx context.Context, c *ctr) (wait func()) {
 
 // autoRemove removes a container made with --rm, with its anonymous volumes.
 func (m *Manager) autoRemove(c *ctr) {
-	if err := m.remove(context.WithoutCancel(m.ctx), c, false, true); err != nil {
+	err := m.remove(context.WithoutCancel(m.ctx), c, false, true)
+	if err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Conflict) { // somebody removes it, or has started it again
 		m.log.Error("automatic removal of a container", "container", c.id, "error", err)
 	}
 }

@@ -63,12 +63,7 @@ func (m *Manager) Export(ctx context.Context, id string, w io.Writer) error {
 	if s.State.Status == StatusRemoving || s.State.Dead {
 		return fault.New(fault.Conflict, "You cannot export container %s which is being removed", c.id)
 	}
-	err = m.withRootfs(ctx, c, func(path string, ids userns.Mapping) error {
-		root, err := os.OpenRoot(path)
-		if err != nil {
-			return err
-		}
-		defer root.Close()
+	err = m.withRootfs(ctx, c, func(root *os.Root, ids userns.Mapping) error {
 		return writeTar(ctx, w, root, ".", "", true, ids)
 	})
 	if err != nil {
@@ -78,9 +73,9 @@ func (m *Manager) Export(ctx context.Context, id string, w io.Writer) error {
 	return nil
 }
 
-// withRootfs calls f with the path of the mounted root file system; it mounts it for that long if the container does
-// not run. The owners of the files there are shifted by ids.
-func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string, ids userns.Mapping) error) error {
+// withRootfs calls f with the mounted root file system, which stays mounted for that long whether the container runs on or
+// not. The owners of the files there are shifted by ids.
+func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(root *os.Root, ids userns.Mapping) error) error {
 	c.mu.Lock()
 	if c.waiters.gone() {
 		c.mu.Unlock()
@@ -93,8 +88,13 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string, id
 	}
 	if c.run != nil {
 		ids := c.rec.IDs
+		root, err := os.OpenRoot(target) // with the lock, or the container's end could come before
 		c.mu.Unlock()
-		return f(target, ids)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return c.whole(f(root, ids))
 	}
 	defer c.mu.Unlock()
 	r, err := m.mountIdle(ctx, c, target)
@@ -106,7 +106,21 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(path string, id
 			m.log.Warn("unmounting a root file system", "container", c.id, "error", err)
 		}
 	}()
-	return f(r.Path, userns.Mapping{})
+	root, err := os.OpenRoot(r.Path)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return f(root, userns.Mapping{})
+}
+
+// whole is what came of a look into a container that ran. One that was removed meanwhile may not have been seen whole, as
+// its files go without an error.
+func (c *ctr) whole(err error) error {
+	if s := c.snapshot().State; err == nil && (s.Status == StatusRemoving || s.Dead) {
+		return fault.New(fault.Conflict, "container %s was removed meanwhile", short(c.id))
+	}
+	return err
 }
 
 // mountIdle mounts the root file system of a container that does not run on target. What the first start would make in it
