@@ -144,6 +144,8 @@ type fakeVolumes struct {
 	mu    sync.Mutex
 	all   map[string]volume.Volume
 	users map[string][]string
+	// removed is a volume that goes between the list and the look at its size.
+	removed string
 }
 
 var _ Volumes = (*fakeVolumes)(nil)
@@ -188,7 +190,12 @@ func (f *fakeVolumes) Remove(_ context.Context, name string, force bool) error {
 	return nil
 }
 func (f *fakeVolumes) Users(name string) []string { return f.users[name] }
-func (f *fakeVolumes) Size(string) (int64, error) { return 100, nil }
+func (f *fakeVolumes) Size(name string) (int64, error) {
+	if f.removed == name {
+		return 0, fault.New(fault.NotFound, "get %s: no such volume", name)
+	}
+	return 100, nil
+}
 
 type fakeNetworks struct {
 	mu       sync.Mutex

@@ -334,6 +334,9 @@ func (a *systemAPI) volumeUsage() *apivolume.DiskUsage {
 	u := &apivolume.DiskUsage{Items: []apivolume.Volume{}}
 	for _, v := range a.Volumes.List() {
 		size, err := a.Volumes.Size(v.Name)
+		if fault.Is(err, fault.NotFound) {
+			continue // removed meanwhile
+		}
 		if err != nil {
 			size = -1
 		}
