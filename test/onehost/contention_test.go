@@ -21,6 +21,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/testhost"
 	. "github.com/sampan-cloud/sampan/internal/testhost/labtest"
+	"github.com/sampan-cloud/sampan/internal/testhost/testimage"
 )
 
 // TestClientsThatShareNames has eight clients do everything at once with three containers, two images, two networks and
@@ -137,6 +138,16 @@ func aContainer(r *rand.Rand) any {
 		"Volumes": fields{"/anonymous": fields{}}, "OpenStdin": r.IntN(4) == 0, "HostConfig": host}
 }
 
+// anImage is an archive with an image under one of the two names.
+func anImage(r *rand.Rand) any {
+	b, err := testimage.Build(context.Background(), testimage.Spec{Tags: []string{names(r, "{I}")}, Files: map[string]testimage.File{
+		"/probe": testimage.Text(names(r, "{I}")), "/large": {Data: bytes.Repeat([]byte("0123456789"), 20000)}}})
+	if err != nil {
+		panic(err) // which it does not: nothing of it comes from outside
+	}
+	return b
+}
+
 func of(v any) func(*rand.Rand) any { return func(*rand.Rand) any { return v } }
 
 // anArchive is a file to be copied into a container, or to make an image of.
@@ -196,6 +207,7 @@ var calls = []call{
 	{often: 1, method: "GET", path: "/images/get?names={I}"},
 	{often: 2, method: "POST", path: "/images/create?fromSrc=-&repo=shared&tag={T}", body: anArchive},
 	{often: 1, method: "POST", path: "/images/create?fromSrc=-", body: anArchive},
+	{often: 4, method: "POST", path: "/images/load", body: anImage},
 
 	{often: 12, method: "POST", path: "/networks/create", body: func(r *rand.Rand) any { return fields{"Name": names(r, "{N}")} }},
 	{often: 3, method: "POST", path: "/networks/{N}/connect", body: func(r *rand.Rand) any { return fields{"Container": names(r, "{C}")} }},
@@ -313,6 +325,8 @@ func (c *contention) ask(ctx context.Context, client *http.Client, method, path 
 	c.answers[short][status]++
 	c.mu.Unlock()
 	switch {
+	case strings.HasPrefix(path, "/images/") && method == "POST" && bytes.Contains(answer, []byte(`"errorDetail"`)):
+		c.fail("%s\nends with %.2000s (SAMPAN_REQUEST_SEED=%d)", what, answer, c.seed)
 	case status == http.StatusNotImplemented, status == http.StatusServiceUnavailable:
 	case status >= 500:
 		c.fail("%s\nis answered with %s: %.2000s (SAMPAN_REQUEST_SEED=%d)", what, resp.Status, answer, c.seed)

@@ -158,7 +158,7 @@ func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, 
 			return image.Image{}, err
 		default:
 			defer func() {
-				if err := m.Unpause(context.WithoutCancel(ctx), c.id); err != nil && !fault.Is(err, fault.Conflict) {
+				if err := m.Unpause(context.WithoutCancel(ctx), c.id); err != nil && !fault.Is(err, fault.Conflict) && !fault.Is(err, fault.NotFound) {
 					m.log.Error("a container stays paused after a commit", "container", c.id, "error", err)
 				}
 			}()

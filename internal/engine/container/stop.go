@@ -146,7 +146,9 @@ func (m *Manager) send(ctx context.Context, c *ctr, sig syscall.Signal, stopping
 	if s.Paused && (stopping || sig == syscall.SIGKILL) {
 		// A frozen process takes no signal until it is thawed.
 		if err := m.Keeper.Resume(ctx, c.id); err != nil {
-			m.log.Warn("thawing a container to end it", "container", c.id, "error", err)
+			if !fault.Is(err, fault.Conflict) { // or it has ended
+				m.log.Warn("thawing a container to end it", "container", c.id, "error", err)
+			}
 		} else {
 			s.Paused, s.Status = false, StatusRunning
 			m.saveLogged(c)
