@@ -57,11 +57,18 @@ func TestNameThatMovesWhileItIsRemoved(t *testing.T) {
 	if got, err := s.Get(t.Context(), two.ID); err != nil || len(got.RepoTags) > 0 {
 		t.Errorf("an image in use that lost its last name: %v, %v", got.RepoTags, err)
 	}
+	if err := s.Tag(t.Context(), two.ID, "two:2"); err != nil {
+		t.Fatal(err)
+	}
+	names := s.namesOf(two.ID)
 	if err := s.Tag(t.Context(), two.ID, "late:1"); err != nil {
 		t.Fatal(err)
 	}
-	if out, _, err := s.deleteImage(s.ns(t.Context()), &Image{ID: two.ID, Target: two.Target, Layers: two.Layers}); err != nil || len(out) == 0 {
-		t.Errorf("a removal that nobody meets: %v, %v", out, err)
+	if out, _, err := s.deleteImage(s.ns(t.Context()), two, names); err != nil || len(out) > 0 { // as Remove of two:2 goes on
+		t.Errorf("removal of an image that has got another name: %v, %v", out, err)
+	}
+	if got, err := s.Get(t.Context(), "late:1"); err != nil || len(got.RepoTags) != 1 {
+		t.Errorf("late:1: %v, %v", got.RepoTags, err)
 	}
 }
 

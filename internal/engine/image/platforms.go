@@ -239,10 +239,11 @@ func (s *Store) RemovePlatforms(ctx context.Context, ref string, list []ocispec.
 		return m.Available && m.Kind == KindImage && !going[m.Descriptor.Digest]
 	})
 	if !left {
-		for _, n := range s.namesOf(img.ID) {
+		names := s.namesOf(img.ID)
+		for _, n := range names {
 			out = append(out, Removed{Untagged: familiar(n)})
 		}
-		deleted, _, err := s.deleteImage(ctx, img)
+		deleted, _, err := s.deleteImage(ctx, img, names)
 		return append(out, deleted...), err
 	}
 	if err := s.unbind(ctx, img.Target, going, 0); err != nil {

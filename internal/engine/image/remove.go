@@ -100,7 +100,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 			// Named otherwise still, or in use: then it stays without a name.
 			return out, s.dropNames(ctx, img, drop, true)
 		}
-		deleted, _, err := s.deleteImage(ctx, img)
+		deleted, _, err := s.deleteImage(ctx, img, drop)
 		return append(out, deleted...), err
 	}
 
@@ -111,7 +111,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 	for _, n := range names {
 		out = append(out, Removed{Untagged: familiar(n)})
 	}
-	deleted, _, err := s.deleteImage(ctx, img)
+	deleted, _, err := s.deleteImage(ctx, img, names)
 	return append(out, deleted...), err
 }
 
@@ -129,8 +129,9 @@ func (s *Store) deleteConflict(img *Image, names []string, force bool, inUse fun
 	return nil
 }
 
-// deleteImage removes every record of an image and what only it referred to. freed is the space of that.
-func (s *Store) deleteImage(ctx context.Context, img *Image) (out []Removed, freed int64, err error) {
+// deleteImage removes an image with its names, which are all that the caller knows of, and what only it referred to. freed
+// is the space of that. An image that has been given another name meanwhile stays with that.
+func (s *Store) deleteImage(ctx context.Context, img *Image, names []string) (out []Removed, freed int64, err error) {
 	out = []Removed{{Deleted: img.ID}}
 	gone, err := s.onlyOf(img)
 	if err != nil {
@@ -141,11 +142,11 @@ func (s *Store) deleteImage(ctx context.Context, img *Image) (out []Removed, fre
 		return err != nil
 	})
 	freed = s.sumUsage(ctx, there)
-	if err := s.dropNames(ctx, img, s.namesOf(img.ID), false); err != nil {
+	if err := s.dropNames(ctx, img, names, false); err != nil {
 		return nil, 0, err
 	}
 	if s.byID(img.ID) != nil {
-		return nil, 0, nil // somebody has given it another name meanwhile
+		return nil, 0, nil
 	}
 	if err := failpoint.Hit("engine/image.remove.before-collection"); err != nil {
 		return nil, 0, err
@@ -208,10 +209,11 @@ func (s *Store) Prune(ctx context.Context, filter func(Image) bool, inUse func(i
 		if img == nil {
 			continue
 		}
-		for _, n := range s.namesOf(img.ID) {
+		names := s.namesOf(img.ID)
+		for _, n := range names {
 			out = append(out, Removed{Untagged: familiar(n)})
 		}
-		deleted, n, err := s.deleteImage(ctx, img)
+		deleted, n, err := s.deleteImage(ctx, img, names)
 		out = append(out, deleted...)
 		freed += n
 		if err != nil {
