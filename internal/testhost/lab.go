@@ -145,7 +145,8 @@ func (l *Lab) Swarm(ctx context.Context, managers int) error {
 	})
 }
 
-// Close ends every process of the lab and takes back everything it made; its folder is removed.
+// Close ends every process of the lab and takes back everything it made; its folder is removed. Control groups with its
+// name that are there nevertheless, as those of a daemon that is no host of the lab, are removed and an error.
 func (l *Lab) Close(ctx context.Context) error {
 	// Closing must work after the caller's context was cancelled (Ctrl-C), within a bound of its own.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), Patient(60*time.Second))
@@ -156,6 +157,6 @@ func (l *Lab) Close(ctx context.Context) error {
 	if l.LAN != nil {
 		errs = append(errs, l.LAN.Close())
 	}
-	errs = append(errs, unmountBelow(l.Dir), os.RemoveAll(l.Dir))
+	errs = append(errs, unmountBelow(l.Dir), os.RemoveAll(l.Dir), leftGroups("/"+l.Name+"-"))
 	return errors.Join(errs...)
 }

@@ -2,6 +2,7 @@ package testhost
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -138,6 +139,19 @@ func removeCgroups(parent string) {
 			_ = unix.Rmdir(dir)
 		}
 	}
+}
+
+// leftGroups removes the groups whose paths begin so, and tells of them.
+func leftGroups(prefix string) error {
+	var errs []error
+	for _, root := range cgroupRoots() {
+		left, _ := filepath.Glob(root + prefix + "*")
+		for _, dir := range left {
+			errs = append(errs, fmt.Errorf("left behind: control group %s", dir))
+			removeCgroups(strings.TrimPrefix(dir, root))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // mountsBelow lists the mount points under dir, the newest last.

@@ -220,6 +220,43 @@ func TestPauseStopsTheClock(t *testing.T) {
 	NothingLeft(t, l, before)
 }
 
+// TestBelowAFrozenGroup: below a control group that somebody froze nothing starts, which is said with what to do, and what
+// ran there is stopped and removed as everywhere.
+func TestBelowAFrozenGroup(t *testing.T) {
+	l, h := one(t)
+	parent := h.CgroupParent() + "/batch"
+	run := []string{"run", "-d", "--cgroup-parent", parent, "--name"}
+	for _, name := range []string{"stopped", "removed"} {
+		Docker(t, h, append(run, name, image, "sleep")...)
+	}
+	before, err := l.TakeResidue()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, freeze, thaw := filepath.Join("/sys/fs/cgroup", parent, "cgroup.freeze"), "1", "0"
+	if !unified() {
+		file, freeze, thaw = filepath.Join("/sys/fs/cgroup/freezer", parent, "freezer.state"), "FROZEN", "THAWED"
+	}
+	set := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	set(freeze)
+	Refused(t, h, []string{"frozen", "echo " + thaw + " > " + file}, append(run, "late", image, "sleep")...)
+	Docker(t, h, "rm", "late")
+	if out, err := h.Docker(t.Context(), "exec", "stopped", "/probe", "true"); err == nil || !strings.Contains(out, "frozen") {
+		t.Errorf("exec: %q %v", out, err)
+	}
+	NothingLeft(t, l, before)
+	Docker(t, h, "stop", "-t", "1", "stopped")
+	equal(t, "ended by", Docker(t, h, "inspect", "-f", "{{.State.ExitCode}}", "stopped"), "137")
+	Docker(t, h, "rm", "-f", "removed")
+	set(thaw)
+	Docker(t, h, append(run, "late", image, "sleep")...)
+}
+
 // TestBlockIO: rates and weights for a disk reach the kernel, where it has them.
 func TestBlockIO(t *testing.T) {
 	_, h := one(t)

@@ -132,6 +132,11 @@ func (s *Server) adoptContainer(id string, given handed) error {
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	if rec.Held != nil { // to be done before libcontainer looks, which waits as long as a group is freezing
+		if err := errors.Join(rec.takeBackPause(), writeJSON(filepath.Join(dir, recordName), rec)); err != nil {
+			s.log.Error("cannot take back the pause that the keeper before was at", "container", id, "err", err)
+		}
+	}
 	lc, lerr := libcontainer.Load(s.stateRoot(), id)
 	if lerr != nil {
 		lc = nil

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // ownCgroup returns the path of the keeper's group. Several daemons on one machine have as many keepers.
@@ -31,6 +33,11 @@ func (s *Server) joinOwnCgroup() {
 	}
 	for _, mount := range mounts {
 		dir := filepath.Join(mount, name)
+		for above := filepath.Dir(dir); above != mount; above = filepath.Dir(above) {
+			if unix.Access(above, unix.F_OK) != nil {
+				s.madeGroups = append(s.madeGroups, above)
+			}
+		}
 		err := os.MkdirAll(dir, 0o755)
 		if err == nil {
 			err = os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(os.Getpid())), 0)
@@ -41,7 +48,8 @@ func (s *Server) joinOwnCgroup() {
 	}
 }
 
-// leaveOwnCgroup goes back to the root so that nothing of the keeper's group stays.
+// leaveOwnCgroup goes back to the root so that nothing of the keeper's group stays, nor of those above it that were made
+// for it and that nobody else uses by now.
 func (s *Server) leaveOwnCgroup() {
 	name := s.ownCgroup()
 	mounts, _ := processTrees("/proc/self/mountinfo")
@@ -53,6 +61,9 @@ func (s *Server) leaveOwnCgroup() {
 		if err != nil {
 			s.log.Warn("the keeper's group stays", "group", filepath.Join(mount, name), "err", err)
 		}
+	}
+	for _, dir := range s.madeGroups {
+		_ = os.Remove(dir)
 	}
 }
 

@@ -25,6 +25,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/keeper"
 	"github.com/sampan-cloud/sampan/internal/keeper/enter"
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // execMemory is how long an exec that ended is remembered.
@@ -87,7 +88,7 @@ func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
 	}
 	u.Add(func() error { return s.destroy(lc, spec.ID, p.rec.Cgroups) })
 	if st, err := lc.State(); err == nil {
-		p.rec.Cgroups = st.CgroupPaths
+		p.rec.Cgroups = maps.Clone(st.CgroupPaths) // it takes out of its own what it has removed
 	}
 	if err := p.change(func(*record) {}); err != nil {
 		return keeper.Status{}, err
@@ -95,8 +96,16 @@ func (s *Server) create(spec keeper.Spec) (_ keeper.Status, err error) {
 	if err := failpoint.Hit("keeper.create.after-record"); err != nil {
 		return keeper.Status{}, err
 	}
+	if err := notBelowFrozen(p); err != nil {
+		return keeper.Status{}, err
+	}
+	if err := failpoint.Hit("keeper.create.checked"); err != nil {
+		return keeper.Status{}, err
+	}
 	process.Init = true
-	if err := s.launch(p, config, u, s.byInit(lc, process)); err != nil {
+	ctx, over := untilFrozen(context.Background(), p.rec.Cgroups)
+	defer over()
+	if err := s.launch(p, config, u, s.bounded(ctx, p, config, s.byInit(lc, process))); err != nil {
 		return keeper.Status{}, startError(err)
 	}
 	if err := failpoint.Hit("keeper.create.after-init"); err != nil {
@@ -263,7 +272,7 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 		return keeper.Status{}, notRunning(st)
 	case st.Paused:
 		return keeper.Status{}, fault.New(fault.Conflict, "container %s is paused, unpause the container before exec", req.Container)
-	case frozen(c.rec.Cgroups):
+	case cgroup.Frozen(c.rec.Cgroups):
 		return keeper.Status{}, fault.New(fault.Conflict, "the processes of container %s are frozen, by itself or by who has its cgroup: thaw them before exec", req.Container)
 	}
 	end := s.beginStart()
@@ -294,7 +303,7 @@ func (s *Server) exec(req keeper.Process) (_ keeper.Status, err error) {
 	ctx, over := s.boundStart(c)
 	defer over()
 	config := lc.Config()
-	byInit := s.bounded(ctx, c, &config, s.byInit(lc, process))
+	byInit := s.bounded(ctx, c.proc, &config, s.byInit(lc, process))
 	if err := s.launch(p, &config, u, s.byEntering(ctx, c, process, &config, byInit)); err != nil {
 		return keeper.Status{}, startError(err)
 	}
@@ -385,8 +394,12 @@ func (s *Server) signal(req wire.Signal) error {
 		if err := p.signal(req.Signal); err != nil {
 			return err
 		}
-		if req.Signal == int(unix.SIGKILL) && c.status().Paused {
-			// With version 1 of cgroups a frozen process does not die.
+		switch {
+		case req.Signal != int(unix.SIGKILL):
+			return nil
+		case req.Target.ExecID == "":
+			return c.letDie()
+		case c.status().Paused: // with version 1 of cgroups a frozen process does not die
 			return c.thaw()
 		}
 		return nil
@@ -407,70 +420,10 @@ func (s *Server) signal(req wire.Signal) error {
 			return fmt.Errorf("signal %d to process %d: %w", req.Signal, pid, err)
 		}
 	}
-	if req.Signal == int(unix.SIGKILL) && c.status().Paused {
-		return c.thaw()
+	if req.Signal == int(unix.SIGKILL) {
+		return c.letDie()
 	}
 	return nil
-}
-
-// pause freezes a container.
-func (s *Server) pause(id string) error {
-	c, err := s.container(id)
-	if err != nil {
-		return err
-	}
-	c.op.Lock()
-	defer c.op.Unlock()
-	switch st := c.status(); {
-	case st.State != keeper.Running:
-		return notRunning(st)
-	case st.Paused:
-		return nil
-	}
-	lc, err := c.runtime()
-	if err != nil {
-		return err
-	}
-	freeze := func() error {
-		if err := lc.Pause(); errors.Is(err, libcontainer.ErrNotRunning) {
-			return notRunning(c.status()) // it has ended just now
-		} else if err != nil {
-			return fmt.Errorf("pausing container %s: %w", id, err)
-		}
-		return c.change(func(r *record) { r.Status.Paused = r.Status.State == keeper.Running })
-	}
-	if !c.entering.tryAlone(pausePatience, func() { err = freeze() }) {
-		err = freeze() // the container holds up what comes into it; that is given up once it is frozen
-	}
-	return err
-}
-
-// resume thaws a container.
-func (s *Server) resume(id string) error {
-	c, err := s.container(id)
-	if err != nil {
-		return err
-	}
-	c.op.Lock()
-	defer c.op.Unlock()
-	switch st := c.status(); {
-	case st.State != keeper.Running:
-		return notRunning(st)
-	case !st.Paused:
-		return nil
-	}
-	return c.thaw()
-}
-
-func (c *container) thaw() error {
-	lc, err := c.runtime()
-	if err != nil {
-		return err
-	}
-	if err := lc.Resume(); err != nil && !errors.Is(err, libcontainer.ErrNotPaused) {
-		return fmt.Errorf("resuming container %s: %w", c.rec.ID, err)
-	}
-	return c.change(func(r *record) { r.Status.Paused = false })
 }
 
 // update changes a container's limits.
@@ -524,10 +477,8 @@ func (s *Server) delete(ctx context.Context, id string) error {
 	}
 	if c.status().State != keeper.Exited {
 		_ = c.proc.signal(int(unix.SIGKILL))
-		if c.status().Paused {
-			if err := c.thaw(); err != nil {
-				return err
-			}
+		if err := c.letDie(); err != nil {
+			return err
 		}
 	}
 	select {

@@ -33,7 +33,7 @@ func (s *Server) byEntering(ctx context.Context, c *container, process *libconta
 				go s.reapStrays()
 			}
 			if errors.Is(err, enter.ErrHeldUp) {
-				return 0, heldUp(ctx, c, err)
+				return 0, heldUp(ctx, c.proc, err)
 			}
 			s.log.Debug("a process is started by libcontainer's init", "container", c.rec.ID, "err", err)
 		}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/fault"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // A container can hold up what is put into it for as long as it likes: it stops it or, privileged, freezes its own group. So
@@ -36,13 +36,21 @@ var (
 // boundStart is the context of a start in a container: it ends when that takes too long, when the container is seen to be
 // frozen, and when the keeper cannot wait.
 func (s *Server) boundStart(c *container) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(s.program.hurry.context())
-	limit := time.AfterFunc(startLimit, func() { cancel(context.DeadlineExceeded) })
-	// Most have begun by then.
+	ctx, cancel := context.WithTimeout(s.program.hurry.context(), startLimit)
+	ctx, over := untilFrozen(ctx, c.rec.Cgroups)
+	return ctx, func() {
+		over()
+		cancel()
+	}
+}
+
+// untilFrozen is a context that ends when the groups of a start are seen to be frozen. Most starts are over before it looks.
+func untilFrozen(ctx context.Context, groups cgroup.Groups) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
 	watch := time.AfterFunc(patience, func() {
 		look := time.NewTicker(patience / 4)
 		defer look.Stop()
-		for !frozen(c.rec.Cgroups) {
+		for !cgroup.Frozen(groups) {
 			select {
 			case <-look.C:
 			case <-ctx.Done():
@@ -52,14 +60,16 @@ func (s *Server) boundStart(c *container) (context.Context, func()) {
 		cancel(errFrozen)
 	})
 	return ctx, func() {
-		limit.Stop()
 		watch.Stop()
 		cancel(nil)
 	}
 }
 
 // heldUp is the error of a start whose context has ended.
-func heldUp(ctx context.Context, c *container, err error) error {
+func heldUp(ctx context.Context, p *proc, err error) error {
+	if above := notBelowFrozen(p); above != nil {
+		return above
+	}
 	kind := fault.DeadlineExceeded
 	switch cause := context.Cause(ctx); {
 	case errors.Is(cause, errFrozen):
@@ -67,11 +77,11 @@ func heldUp(ctx context.Context, c *container, err error) error {
 	case errors.Is(cause, errReplacing):
 		kind = fault.Unavailable
 	}
-	return fault.New(kind, "a process that is put into container %s does not get on, it is stopped or frozen: %w (%w)", c.rec.ID, context.Cause(ctx), err)
+	return fault.New(kind, "a process that is put into container %s does not get on, it is stopped or frozen: %w (%w)", p.rec.ID, context.Cause(ctx), err)
 }
 
 // bounded begins a process, but waits no longer than ctx allows: what has been made of it by then is killed.
-func (s *Server) bounded(ctx context.Context, c *container, config *configs.Config, begin beginner) beginner {
+func (s *Server) bounded(ctx context.Context, p *proc, config *configs.Config, begin beginner) beginner {
 	return func(ends processEnds, socket *consoleSocket) (int, error) {
 		began := time.Now()
 		type result struct {
@@ -88,7 +98,7 @@ func (s *Server) bounded(ctx context.Context, c *container, config *configs.Conf
 			return r.pid, r.err
 		case <-ctx.Done():
 		}
-		s.killArriving(c, config, time.Since(began))
+		s.killArriving(p, config, time.Since(began))
 		bound := time.NewTimer(endPatience)
 		defer bound.Stop()
 		select {
@@ -96,26 +106,25 @@ func (s *Server) bounded(ctx context.Context, c *container, config *configs.Conf
 			if r.err == nil { // this moment
 				return r.pid, nil
 			}
-			return 0, heldUp(ctx, c, r.err)
+			return 0, heldUp(ctx, p, r.err)
 		case <-bound.C:
 		}
-		// With version 1 of cgroups what is frozen dies when it is thawed.
 		go func() {
 			if r := <-done; r.err == nil {
-				s.log.Warn("a process that was given up began after all; it is ended", "container", c.rec.ID, "pid", r.pid)
+				s.log.Warn("a process that was given up began after all; it is ended", "container", p.rec.ID, "pid", r.pid)
 			}
 			s.reapStrays()
 		}()
-		return 0, heldUp(ctx, c, errors.New("what was killed of it has not ended yet"))
+		return 0, heldUp(ctx, p, errors.New("what was killed of it has not ended yet"))
 	}
 }
 
 // killArriving kills the children of this process that are in a container, are not known, and not older than given: what
 // was made by a start that began so long ago. They are not reaped: whoever makes them waits for them.
-func (s *Server) killArriving(c *container, config *configs.Config, age time.Duration) {
+func (s *Server) killArriving(p *proc, config *configs.Config, age time.Duration) {
 	known := map[int]bool{}
-	for _, p := range s.all() {
-		known[p.status().PID] = true
+	for _, other := range s.all() {
+		known[other.status().PID] = true
 	}
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
@@ -125,15 +134,18 @@ func (s *Server) killArriving(c *container, config *configs.Config, age time.Dur
 	oldest := uint64(max(0, time.Duration(now.Nano())-age)) / uint64(time.Second/hz)
 	namespace := ""
 	if config.Namespaces.IsPrivate(configs.NEWPID) {
-		namespace, _ = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", c.status().PID))
+		namespace, _ = os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", p.status().PID))
 	}
 	for _, pid := range children() {
 		if st, err := readStat(pid); known[pid] || err != nil || st.ticks < oldest || st.state == 'Z' {
 			continue
 		}
-		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); (err == nil && ns != "" && ns == namespace) || inGroup(pid, c.rec.Cgroups) {
-			s.log.Info("killing what a start that is held up has made", "container", c.rec.ID, "pid", pid)
+		if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); (err == nil && ns != "" && ns == namespace) || inGroup(pid, p.rec.Cgroups) {
+			s.log.Info("killing what a start that is held up has made", "container", p.rec.ID, "pid", pid)
 			_ = unix.Kill(pid, unix.SIGKILL)
+			if err := cgroup.MoveOut(p.rec.Cgroups, pid); err != nil {
+				s.log.Warn("what was killed stays in a frozen group and dies when that is thawed", "container", p.rec.ID, "pid", pid, "err", err)
+			}
 		}
 	}
 }
@@ -153,23 +165,6 @@ func inGroup(pid int, groups map[string]string) bool {
 			if strings.HasSuffix(group, f[2]) {
 				return true
 			}
-		}
-	}
-	return false
-}
-
-// frozen tells whether the processes of a container's control groups stand still.
-func frozen(groups map[string]string) bool {
-	if group := groups[""]; group != "" { // version 2
-		text, err := os.ReadFile(filepath.Join(group, "cgroup.events"))
-		if err == nil && strings.Contains(string(text), "frozen 1\n") {
-			return true
-		}
-	}
-	if group := groups["freezer"]; group != "" {
-		text, err := os.ReadFile(filepath.Join(group, "freezer.state"))
-		if err == nil && strings.TrimSpace(string(text)) != "THAWED" {
-			return true
 		}
 	}
 	return false

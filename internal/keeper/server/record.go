@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 
 	"github.com/sampan-cloud/sampan/internal/keeper"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // record is what is on disk of a container or exec, so that a keeper started later can go on with it.
@@ -26,6 +27,8 @@ type record struct {
 	Final       *keeper.Status `json:"final,omitempty"` // it has exited, but perhaps not all it printed is in the log
 	// Cgroups are the paths of the container's groups, by controller.
 	Cgroups map[string]string `json:"cgroups,omitempty"`
+	// Held are the limits that are lifted while it is being paused: it is to go on and get them back.
+	Held cgroup.Held `json:"held,omitempty"`
 }
 
 const recordName = "record.json"

@@ -65,6 +65,8 @@ func mergeResources(have *cgroups.Resources, doc json.RawMessage) (*cgroups.Reso
 	}
 	// Device rules cannot change so, and setting them again would undo what others added since.
 	out.SkipDevices = true
+	// Whether it is paused is no limit: libcontainer would freeze or thaw it.
+	out.Freezer = cgroups.Undefined
 	return &out, nil
 }
 

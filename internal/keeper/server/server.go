@@ -64,8 +64,10 @@ type Server struct {
 	root  string // EXEC-ROOT/keeper
 	lock  *os.File
 	names NameServer
-	oom   oomWatcher
-	end   context.CancelFunc
+	// madeGroups are the control groups above the keeper's own that were made for it, deepest first in each hierarchy.
+	madeGroups []string
+	oom        oomWatcher
+	end        context.CancelFunc
 
 	program program
 	starts  starts

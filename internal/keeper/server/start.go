@@ -13,6 +13,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper"
 	"github.com/sampan-cloud/sampan/internal/keeper/wire"
+	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
 
 // A created container's init waits in the opening of a FIFO for a reader, writes one byte into it, and becomes the
@@ -70,10 +71,16 @@ func (s *Server) resumeStart(p *proc, held int) {
 
 var errInitDead = errors.New("container process is already dead")
 
-// awaitRun waits for init's byte, or for its end.
+// awaitRun waits for init's byte, or for its end. It gives up when init has been frozen for a while.
 func (s *Server) awaitRun(p *proc, fd int) error {
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}, {Fd: int32(fdOf(p.pidfd)), Events: unix.POLLIN}}
-	for {
+	for began := time.Now(); ; {
+		if time.Since(began) > patience && cgroup.Frozen(p.rec.Cgroups) {
+			if err := notBelowFrozen(p); err != nil {
+				return err
+			}
+			return errFrozen
+		}
 		n, err := unix.Poll(poll, 100)
 		if err != nil && err != unix.EINTR {
 			return os.NewSyscallError("poll", err)

@@ -114,6 +114,13 @@ int main(int argc, char **argv) {
 	if (!strcmp(do_, "print")) { for (int i = 2; i < argc; i++) say(argv[i]); return 0; }
 	if (!strcmp(do_, "both")) { say("to stdout\n"); all(2, "to stderr\n", 10); return 0; }
 	if (!strcmp(do_, "sleep")) { say("ready\n"); for (;;) pause(); }
+	if (!strcmp(do_, "busy")) { // busy N: so many processes that do nothing but compute, for five minutes at the most
+		signal(SIGALRM, _exit);
+		alarm(300);
+		for (int i = 0; i < atoi(argv[2]); i++)
+			if (fork() == 0) { alarm(300); for (volatile long n = 0;; n++) {} }
+		say("ready\n"); for (;;) pause();
+	}
 	if (!strcmp(do_, "stopper")) { say("ready\n"); for (;;) kill(-1, SIGSTOP); } // stops whatever comes into its container
 	if (!strcmp(do_, "cat")) {
 		char buf[4096]; ssize_t n;
