@@ -68,12 +68,11 @@ func command() *cobra.Command {
 		if err := lay(&c, others); err != nil {
 			return c, err
 		}
-		if err := c.ReadFile(file, cmd.Flags().Changed); err != nil {
-			if cmd.Flags().Changed("config-file") || !errors.Is(err, fs.ErrNotExist) {
-				return c, err
-			}
+		err := c.ReadFile(file, cmd.Flags().Changed)
+		if errors.Is(err, fs.ErrNotExist) && !cmd.Flags().Changed("config-file") {
+			err = nil
 		}
-		return c, c.Validate()
+		return c, errors.Join(err, c.Validate()) // everything that is wrong, at once
 	}
 	cmd := &cobra.Command{
 		Use:                   "sampand [OPTIONS]",

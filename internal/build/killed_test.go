@@ -128,3 +128,31 @@ func TestTunnelTellsOfTheBuildersEnd(t *testing.T) {
 		}
 	}
 }
+
+// TestBuildersWithOldOptionsEnd: what was configured anew holds for the next build, and no build that runs is ended for it.
+func TestBuildersWithOldOptionsEnd(t *testing.T) {
+	p, served := fakeBuilder(t, func(c net.Conn) { _ = c.Close() })
+	defer close(served)
+	p.s.live = p
+	if !p.use() {
+		t.Fatal("it is not to be had")
+	}
+	p.s.Configure(func(o *Options) { o.Settings.NoGC = true })
+	select {
+	case <-p.exited:
+		t.Fatal("a builder with work was ended")
+	default:
+	}
+	if args := strings.Join(p.s.args(), " "); !strings.Contains(args, `"NoGC":true`) {
+		t.Errorf("the next one is started with %s", args)
+	}
+	p.leave()
+	select {
+	case <-p.exited:
+	case <-time.After(10 * time.Second):
+		t.Fatal("it goes on with what held before")
+	}
+	if p.use() {
+		t.Error("one that is ending can still be used")
+	}
+}

@@ -156,11 +156,13 @@ func (c *Config) Validate() error {
 			c.TLSVerify = true
 		}
 	}
-	for _, err := range []error{c.Defaults.Validate(), c.Limits.Validate(), image.CheckRegistries(c.Mirrors, c.Insecure),
-		container.CheckLog(container.LogConfig{Driver: c.LogDriver, Options: c.LogOpts})} {
+	for _, err := range []error{c.Defaults.Validate(), c.Limits.Validate(), image.CheckRegistries(c.Mirrors, c.Insecure)} {
 		if err != nil {
 			errs = append(errs, err)
 		}
+	}
+	if err := container.CheckLog(container.LogConfig{Driver: c.LogDriver, Options: c.LogOpts}); err != nil {
+		bad("--log-driver, --log-opt: %w", err)
 	}
 	for _, l := range c.Labels {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {

@@ -19,7 +19,7 @@ import (
 // key is a key of the configuration file, with dockerd's name if dockerd has it.
 type key struct {
 	flag string // its name on the command line, if that is another
-	live bool   // a reload applies it
+	live bool   // a reload applies it, or there is nothing to be applied
 	// set lays a value over the configuration. It adds to c.Notes what of it has no effect, and refuses what cannot be had.
 	set func(c *Config, raw json.RawMessage) error
 }
@@ -32,7 +32,7 @@ var keys = map[string]key{
 	"pidfile":    {set: value(func(c *Config) *string { return &c.PidFile })},
 	"log-level":  {live: true, set: value(func(c *Config) *string { return &c.LogLevel })},
 	"log-format": {set: value(func(c *Config) *string { return &c.LogFormat })},
-	"raw-logs":   {set: anything[bool]},
+	"raw-logs":   {live: true, set: anything[bool]},
 	"debug":      {live: true, set: value(func(c *Config) *bool { return &c.Debug })},
 	"labels":     {flag: "label", live: true, set: value(func(c *Config) *[]string { return &c.Labels })},
 
@@ -53,7 +53,7 @@ var keys = map[string]key{
 	"iptables":             {set: value(func(c *Config) *bool { return &c.Network.IPTables })},
 	"ip6tables":            {set: value(func(c *Config) *bool { return &c.Network.IP6Tables })},
 	"userland-proxy":       {set: value(func(c *Config) *bool { return &c.Network.UserlandProxy })},
-	"userland-proxy-path":  {set: idle[string]("the daemon itself copies what the kernel cannot translate", "")},
+	"userland-proxy-path":  {live: true, set: idle[string]("the daemon itself copies what the kernel cannot translate", "")},
 	"allow-direct-routing": {set: value(func(c *Config) *bool { return &c.Network.AllowDirectRouting })},
 	"bridge-accept-fwmark": {set: value(func(c *Config) *string { return &c.Network.BridgeAcceptFwMark })},
 	"firewall-backend":     {set: value(func(c *Config) *string { return &c.Network.FirewallBackend })},
@@ -70,12 +70,12 @@ var keys = map[string]key{
 	"default-network-opts":  {flag: "default-network-opt", set: value(func(c *Config) *map[string]map[string]string { return &c.Network.DefaultOptions })},
 	"default-address-pools": {flag: "default-address-pool", set: setPools},
 
-	"network-control-plane-mtu": {set: idle[int]("the MTU of an overlay follows from those of its hosts", 0, 1500)},
+	"network-control-plane-mtu": {live: true, set: idle[int]("the MTU of an overlay follows from those of its hosts", 0, 1500)},
 	"network-diagnostic-port":   {live: true, set: idle[int]("there is no diagnostic server", 0)},
 
 	"insecure-registries":              {flag: "insecure-registry", live: true, set: value(func(c *Config) *[]string { return &c.Insecure })},
 	"registry-mirrors":                 {flag: "registry-mirror", live: true, set: value(func(c *Config) *[]string { return &c.Mirrors })},
-	"allow-nondistributable-artifacts": {set: idle[[]string]("layers of every kind are pushed")},
+	"allow-nondistributable-artifacts": {live: true, set: idle[[]string]("layers of every kind are pushed")},
 	"max-concurrent-downloads":         {live: true, set: value(func(c *Config) *int { return &c.Limits.Downloads })},
 	"max-concurrent-uploads":           {live: true, set: value(func(c *Config) *int { return &c.Limits.Uploads })},
 	"max-download-attempts":            {live: true, set: value(func(c *Config) *int { return &c.Limits.Attempts })},
@@ -99,12 +99,12 @@ var keys = map[string]key{
 	"default-runtime": {live: true, set: only[string]("containers are run by libcontainer in sampan-keeper, and there is no other runtime; for devices, such as GPUs, use CDI (docs/compatibility.md)",
 		"", "runc", "io.containerd.runc.v2")},
 	"runtimes":        {flag: "add-runtime", live: true, set: setRuntimes},
-	"selinux-enabled": {set: only[bool]("containers get no SELinux labels", false)},
-	"cpu-rt-period":   {set: only[int64]("give the containers that need it --cpu-rt-period", 0)},
-	"cpu-rt-runtime":  {set: only[int64]("give the containers that need it --cpu-rt-runtime", 0)},
-	"exec-opts":       {flag: "exec-opt", set: setExecOpts},
-	"storage-driver":  {set: only[string]("images and containers are stored by overlayfs alone", "", "overlay2", "overlay", "overlayfs")},
-	"storage-opts":    {flag: "storage-opt", set: setStorageOpts},
+	"selinux-enabled": {live: true, set: only[bool]("containers get no SELinux labels", false)},
+	"cpu-rt-period":   {live: true, set: only[int64]("give the containers that need it --cpu-rt-period", 0)},
+	"cpu-rt-runtime":  {live: true, set: only[int64]("give the containers that need it --cpu-rt-runtime", 0)},
+	"exec-opts":       {flag: "exec-opt", live: true, set: setExecOpts},
+	"storage-driver":  {live: true, set: only[string]("images and containers are stored by overlayfs alone", "", "overlay2", "overlay", "overlayfs")},
+	"storage-opts":    {flag: "storage-opt", live: true, set: setStorageOpts},
 
 	"group":                 {set: value(func(c *Config) *string { return &c.Group })},
 	"tls":                   {set: value(func(c *Config) **bool { return &c.TLS })},
@@ -113,13 +113,13 @@ var keys = map[string]key{
 	"tlscert":               {set: value(func(c *Config) *string { return &c.TLSCert })},
 	"tlskey":                {set: value(func(c *Config) *string { return &c.TLSKey })},
 	"authorization-plugins": {flag: "authorization-plugin", live: true, set: only[[]string]("there are no plugins, and without them everything would be allowed")},
-	"min-api-version":       {set: idle[string]("clients of every version from 1.24 are served", "", "1.24")},
+	"min-api-version":       {live: true, set: idle[string]("clients of every version from 1.24 are served", "", "1.24")},
 	"metrics-addr":          {set: value(func(c *Config) *string { return &c.MetricsAddr })},
 
 	"node-generic-resources":       {flag: "node-generic-resource", set: value(func(c *Config) *[]string { return &c.Generic })},
 	"swarm-default-advertise-addr": {set: value(func(c *Config) *string { return &c.SwarmAdvertise })},
-	"swarm-raft-heartbeat-tick":    {set: idle[int]("the cluster's state is kept by etcd, with its own numbers", 0)},
-	"swarm-raft-election-tick":     {set: idle[int]("the cluster's state is kept by etcd, with its own numbers", 0)},
+	"swarm-raft-heartbeat-tick":    {live: true, set: idle[int]("the cluster's state is kept by etcd, with its own numbers", 0)},
+	"swarm-raft-election-tick":     {live: true, set: idle[int]("the cluster's state is kept by etcd, with its own numbers", 0)},
 
 	"builder":  {live: true, set: setBuilder},
 	"features": {flag: "feature", live: true, set: setFeatures},
@@ -127,14 +127,14 @@ var keys = map[string]key{
 
 	"live-restore":     {live: true, set: idle[bool]("containers always outlive the daemon", true)},
 	"shutdown-timeout": {live: true, set: idle[int]("containers outlive the daemon, nothing waits for them")},
-	"experimental":     {set: idle[bool]("there is no experimental mode", false)},
-	"rootless":         {set: only[bool]("namespaces, mounts and networks need root; containers' own root can be nobody on the host: docs/user-namespaces.md", false)},
+	"experimental":     {live: true, set: idle[bool]("there is no experimental mode", false)},
+	"rootless":         {live: true, set: only[bool]("namespaces, mounts and networks need root; containers' own root can be nobody on the host: docs/user-namespaces.md", false)},
 
-	"containerd":                  {set: idle[string](noContainerd, "")},
-	"containerd-namespace":        {set: idle[string](noContainerd, "", "moby")},
-	"containerd-plugin-namespace": {flag: "containerd-plugins-namespace", set: idle[string](noContainerd, "", "plugins.moby")},
-	"cri-containerd":              {set: only[bool](noContainerd, false)},
-	"deprecated-key-path":         {set: idle[string]("the host's ID is in the data root", "")},
+	"containerd":                  {live: true, set: idle[string](noContainerd, "")},
+	"containerd-namespace":        {live: true, set: idle[string](noContainerd, "", "moby")},
+	"containerd-plugin-namespace": {flag: "containerd-plugins-namespace", live: true, set: idle[string](noContainerd, "", "plugins.moby")},
+	"cri-containerd":              {live: true, set: only[bool](noContainerd, false)},
+	"deprecated-key-path":         {live: true, set: idle[string]("the host's ID is in the data root", "")},
 }
 
 const noContainerd = "containerd's libraries are part of the daemon, no containerd runs"

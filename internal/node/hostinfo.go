@@ -50,7 +50,7 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 		Architecture: unix.ByteSliceToString(u.Machine[:]), NCPU: runtime.NumCPU(), MemTotal: int64(s.Totalram) * int64(s.Unit),
 		CgroupDriver: "cgroupfs", CgroupVersion: cgroupVersion(), SecurityOptions: securityOptions(cfg), Labels: cfg.Labels, Debug: cfg.Debug,
 		InsecureRegistries: cfg.Insecure, Mirrors: cfg.Mirrors, Version: cfg.Version, GitCommit: cfg.Commit, BuildTime: cfg.Built,
-		InitBinary: cmp.Or(cfg.Init, "sampan-init"), Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
+		InitBinary: cmp.Or(cfg.Init, "sampan-init"), LoggingDriver: cfg.LogDriver, Components: []docker.Component{{Name: "sampan-keeper", Version: cfg.Version}},
 	}}
 	if cfg.Init == "" { // of another program the version is not known
 		h.base.Components = append(h.base.Components, docker.Component{Name: "sampan-init", Version: cfg.Version})

@@ -259,6 +259,7 @@ type HostInfo struct {
 	Warnings                      []string
 	Version, GitCommit, BuildTime string
 	InitBinary                    string // program of --init
+	LoggingDriver                 string // of containers that choose none
 	Components                    []Component
 	Capabilities                  Capabilities
 }

@@ -85,7 +85,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 		MemoryLimit: h.Capabilities.MemoryLimit, SwapLimit: h.Capabilities.SwapLimit, CPUCfsPeriod: h.Capabilities.CPUCfsPeriod,
 		CPUCfsQuota: h.Capabilities.CPUCfsQuota, CPUShares: h.Capabilities.CPUShares, CPUSet: h.Capabilities.CPUSet,
 		PidsLimit: h.Capabilities.PidsLimit, IPv4Forwarding: h.Capabilities.IPv4Forwarding, OomKillDisable: h.Capabilities.OomKillDisable,
-		Debug: h.Debug, NFd: h.NFd, NGoroutines: h.NGoroutines, SystemTime: now().Format(time.RFC3339Nano), LoggingDriver: "json-file",
+		Debug: h.Debug, NFd: h.NFd, NGoroutines: h.NGoroutines, SystemTime: now().Format(time.RFC3339Nano), LoggingDriver: cmp.Or(h.LoggingDriver, "json-file"),
 		CgroupDriver: h.CgroupDriver, CgroupVersion: h.CgroupVersion, KernelVersion: h.KernelVersion, OperatingSystem: h.OperatingSystem,
 		OSVersion: h.OSVersion, OSType: "linux", Architecture: h.Architecture, IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
