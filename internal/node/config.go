@@ -164,10 +164,16 @@ func (c *Config) Validate() error {
 	if err := container.CheckLog(container.LogConfig{Driver: c.LogDriver, Options: c.LogOpts}); err != nil {
 		bad("--log-driver, --log-opt: %w", err)
 	}
+	labels := map[string]string{}
 	for _, l := range c.Labels {
-		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {
+		k, v, ok := strings.Cut(l, "=")
+		if !ok || k == "" {
 			bad("--label %q: want KEY=VALUE", l)
 		}
+		if other, twice := labels[k]; twice && other != v {
+			bad("--label: conflict labels for %s=%s and %s=%s", k, v, k, other)
+		}
+		labels[k] = v
 	}
 	if _, err := cloud.ParseGenericResources(c.Generic); err != nil {
 		bad("--node-generic-resource: %w", err)

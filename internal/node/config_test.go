@@ -26,6 +26,8 @@ func TestConfigValidate(t *testing.T) {
 		"same folders":          {func(c *Config) { c.ExecRoot = c.DataRoot }, "a folder of its own"},
 		"log level":             {func(c *Config) { c.LogLevel = "loud" }, `--log-level "loud"`},
 		"label":                 {func(c *Config) { c.Labels = []string{"=x"} }, "KEY=VALUE"},
+		"labels in conflict":    {func(c *Config) { c.Labels = []string{"a=1", "a=2"} }, "conflict labels for a=2 and a=1"},
+		"a label twice":         {func(c *Config) { c.Labels = []string{"a=1", "a=1"} }, ""},
 		"bip without prefix":    {func(c *Config) { c.BIP = "172.17.0.1" }, "172.17.0.1/16"},
 		"bip is the network":    {func(c *Config) { c.BIP = "172.17.0.0/16" }, "172.17.0.1/16"},
 		"bip":                   {func(c *Config) { c.BIP = "172.17.0.1/16" }, ""},
