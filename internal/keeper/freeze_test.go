@@ -187,12 +187,12 @@ func TestUpdateOfWhatWasPaused(t *testing.T) {
 func parentGroup(h *host) string {
 	h.t.Helper()
 	name := "parent-" + newID()[:8]
-	tops, _ := filepath.Glob("/sys/fs/cgroup/*" + cgroupParent)
+	hierarchies, _ := filepath.Glob("/sys/fs/cgroup/*/cgroup.procs")
 	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
-		tops = []string{"/sys/fs/cgroup" + cgroupParent}
+		hierarchies = []string{"/sys/fs/cgroup/cgroup.procs"}
 	}
-	for _, top := range tops {
-		if err := os.Mkdir(filepath.Join(top, name), 0o755); err != nil {
+	for _, procs := range hierarchies {
+		if err := os.MkdirAll(filepath.Join(filepath.Dir(procs), cgroupParent, name), 0o755); err != nil {
 			h.t.Fatal(err)
 		}
 	}
@@ -274,7 +274,8 @@ func TestEndBelowAFrozenGroup(t *testing.T) {
 	h := newHost(t)
 	parent := parentGroup(h)
 	versions := freezers(h, filepath.Base(parent))
-	for version, freeze := range versions {
+	for _, version := range slices.Sorted(maps.Keys(versions)) {
+		freeze := versions[version]
 		created, running, paused, shared := h.below(parent), h.below(parent), h.below(parent), h.below(parent)
 		h.create(created)
 		h.runReady(running)
@@ -343,6 +344,34 @@ func TestEndOfAGroupFrozenInside(t *testing.T) {
 	if err := h.c.Delete(bound, s.ID); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestContainerBelowAnother: a container whose control group is below another's stays paused when the other is killed, and
+// ends soon when the other, with its group, is deleted.
+func TestContainerBelowAnother(t *testing.T) {
+	h := newHost(t)
+	upper := h.below(cgroupParent)
+	h.runReady(upper)
+	lower := h.below(filepath.Join(cgroupParent, upper.ID))
+	h.runReady(lower)
+	if err := h.c.Pause(h.ctx(), lower.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.c.Signal(h.ctx(), upper.ID, "", int(unix.SIGKILL), false); err != nil {
+		t.Fatal(err)
+	}
+	mustExit(t, h.exit(upper.ID, ""), 137)
+	for file, state := range frozenFiles(lower.ID) {
+		if (strings.HasSuffix(file, ".state") || len(frozenFiles(lower.ID)) == 1) && state != "FROZEN" && state != "1" {
+			t.Errorf("the lower one's %s: %s", file, state)
+		}
+	}
+	bound, cancel := context.WithTimeout(h.ctx(), testhost.Patient(5*time.Second))
+	defer cancel()
+	if err := h.c.Delete(bound, upper.ID); err != nil {
+		t.Error(err)
+	}
+	mustExit(t, h.exit(lower.ID, ""), 137)
 }
 
 // groupsOf are the folders of a container's control groups.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -398,7 +399,7 @@ func (s *Server) signal(req wire.Signal) error {
 		case req.Signal != int(unix.SIGKILL):
 			return nil
 		case req.Target.ExecID == "":
-			return c.letDie()
+			return s.letDie(c)
 		case c.status().Paused: // with version 1 of cgroups a frozen process does not die
 			return c.thaw()
 		}
@@ -421,7 +422,7 @@ func (s *Server) signal(req wire.Signal) error {
 		}
 	}
 	if req.Signal == int(unix.SIGKILL) {
-		return c.letDie()
+		return s.letDie(c)
 	}
 	return nil
 }
@@ -477,7 +478,7 @@ func (s *Server) delete(ctx context.Context, id string) error {
 	}
 	if c.status().State != keeper.Exited {
 		_ = c.proc.signal(int(unix.SIGKILL))
-		if err := c.letDie(); err != nil {
+		if err := s.letDie(c); err != nil {
 			return err
 		}
 	}
@@ -519,6 +520,13 @@ func (s *Server) delete(ctx context.Context, id string) error {
 
 // destroy removes a container's groups and libcontainer's state.
 func (s *Server) destroy(lc *libcontainer.Container, id string, groups map[string]string) error {
+	// Its own processes have ended. Others are those of a container that was put below its group: the group cannot go
+	// without them, and libcontainer would try for many seconds.
+	if len(cgroup.Processes(cmp.Or(groups["devices"], groups[""]), nil)) > 0 {
+		if err := killCgroup(groups); err != nil {
+			return err
+		}
+	}
 	if lc != nil {
 		err := lc.Destroy()
 		if err == nil {
@@ -551,6 +559,9 @@ func killCgroup(paths map[string]string) error {
 		}
 		for _, pid := range all {
 			_ = unix.Kill(pid, unix.SIGKILL)
+		}
+		if err := letGroupDie(paths, nil); err != nil {
+			return err
 		}
 		time.Sleep(wait)
 	}

@@ -104,32 +104,57 @@ func (c *container) thaw() error {
 }
 
 // letDie is called when a container has been sent SIGKILL. With version 1 of cgroups a frozen process does not die, whoever
-// froze it: the container itself, by a group that it made, or somebody by a group above it.
-func (c *container) letDie() error {
+// froze it: the container itself, by a group that it made, or somebody by a group above it. Other containers that were put
+// below it are left as they are.
+func (s *Server) letDie(c *container) error {
 	if c.rec.Cgroups["freezer"] == "" && !c.status().Paused {
 		return nil
 	}
-	if err := cgroup.ThawBelow(c.rec.Cgroups); err != nil {
-		return fmt.Errorf("thawing container %s, which is to end: %w", c.rec.ID, err)
+	if err := letGroupDie(c.rec.Cgroups, s.groupsBeside(c)); err != nil {
+		return fmt.Errorf("container %s was killed and cannot die yet: %w", c.rec.ID, err)
 	}
-	if c.status().Paused {
-		if err := c.change(func(r *record) { r.Status.Paused = false }); err != nil {
-			return err
-		}
+	if !c.status().Paused {
+		return nil
 	}
-	above := cgroup.FrozenAbove(map[string]string{"freezer": c.rec.Cgroups["freezer"]})
+	return c.change(func(r *record) { r.Status.Paused = false })
+}
+
+// letGroupDie is letDie for the groups of a container, and what is below them but not in the folders besides.
+func letGroupDie(groups cgroup.Groups, besides map[string]bool) error {
+	if err := cgroup.ThawBelow(groups, besides); err != nil {
+		return err
+	}
+	above := cgroup.FrozenAbove(cgroup.Groups{"freezer": groups["freezer"]})
 	if above == "" {
 		return nil
 	}
 	// First all are killed, so that none goes on where it was.
-	pids := cgroup.Processes(c.rec.Cgroups["freezer"])
+	pids := cgroup.Processes(groups["freezer"], besides)
 	for _, pid := range pids {
 		_ = unix.Kill(pid, unix.SIGKILL)
 	}
-	if err := cgroup.MoveOut(c.rec.Cgroups, pids...); err != nil {
-		return fault.New(fault.FailedPrecondition, "container %s was killed, and dies when the control group above it is thawed (%s): %w", c.rec.ID, cgroup.ThawCommand(above), err)
+	if err := cgroup.MoveOut(groups, pids...); err != nil {
+		return fault.New(fault.FailedPrecondition, "a control group above it is frozen, thaw that (%s): %w", cgroup.ThawCommand(above), err)
 	}
 	return nil
+}
+
+// groupsBeside are the control groups by which the other containers are frozen.
+func (s *Server) groupsBeside(c *container) map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	groups := map[string]bool{}
+	for _, other := range s.containers {
+		if other == nil || other == c {
+			continue
+		}
+		for _, controller := range []string{"freezer", ""} {
+			if group := other.rec.Cgroups[controller]; group != "" {
+				groups[group] = true
+			}
+		}
+	}
+	return groups
 }
 
 // notBelowFrozen is an error if nothing can start in the groups of a container, as one above them is frozen.

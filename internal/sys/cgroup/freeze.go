@@ -80,17 +80,22 @@ func Thaw(groups Groups) error {
 	return ignoreGone(f.set(false))
 }
 
-// ThawBelow is Thaw for the groups and those made in them, as by a container that runs others.
-func ThawBelow(groups Groups) error {
+// ThawBelow is Thaw for the groups and those made in them, as by a container that runs others, but for the folders in besides
+// and what is in those.
+func ThawBelow(groups Groups, besides map[string]bool) error {
 	f, err := freezerOf(groups)
 	if err != nil {
 		return nil
 	}
 	errs := []error{}
 	_ = filepath.WalkDir(f.dir, func(dir string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			errs = append(errs, ignoreGone(freezer{dir, f.version}.set(false)))
+		switch {
+		case err != nil || !d.IsDir():
+			return nil
+		case besides[dir]:
+			return filepath.SkipDir
 		}
+		errs = append(errs, ignoreGone(freezer{dir, f.version}.set(false)))
 		return nil
 	})
 	return errors.Join(errs...)
@@ -262,7 +267,7 @@ func (f freezer) frozen() (bool, error) {
 // standing says which processes have not stopped: those that do not wait in the kernel's freezer.
 func (f freezer) standing() string {
 	var names []string
-	for _, pid := range Processes(f.dir) {
+	for _, pid := range Processes(f.dir, nil) {
 		place, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/wchan")
 		if err != nil || strings.Contains(string(place), "refrigerator") || strings.Contains(string(place), "freez") {
 			continue
@@ -285,12 +290,15 @@ func (f freezer) standing() string {
 	return "process " + strings.Join(names, ", ") + more + " does not stop, as while it waits for a disk or a file server"
 }
 
-// Processes are those in a group and in the ones made in it.
-func Processes(group string) []int {
+// Processes are those in a group and in the ones made in it, but for the folders in besides and what is in those.
+func Processes(group string, besides map[string]bool) []int {
 	var pids []int
 	_ = filepath.WalkDir(group, func(dir string, d fs.DirEntry, err error) error {
-		if err != nil || !d.IsDir() {
+		switch {
+		case err != nil || !d.IsDir():
 			return nil
+		case besides[dir]:
+			return filepath.SkipDir
 		}
 		text, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		for line := range strings.Lines(string(text)) {
