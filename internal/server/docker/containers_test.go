@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -584,8 +583,9 @@ func TestLogs(t *testing.T) {
 		t.Errorf("%q %v", first, err)
 	}
 	cancel()
-	if _, err := io.ReadAll(res); !errors.Is(err, context.Canceled) {
-		t.Errorf("after leaving: %v", err)
+	// The client closes the body or the connection, whichever comes first: a read fails in one way or the other.
+	if _, err := io.ReadAll(res); err == nil {
+		t.Error("after leaving the log ends as if it were over")
 	}
 }
 
