@@ -131,10 +131,17 @@ func aContainer(r *rand.Rand) any {
 	if host["AutoRemove"] == false && r.IntN(4) == 0 {
 		host["RestartPolicy"] = fields{"Name": pick("always", "on-failure")}
 	}
+	if r.IntN(3) == 0 {
+		host["PortBindings"] = fields{"8080/tcp": []any{fields{"HostPort": "1808" + pick("0", "1")}}}
+	}
 	if r.IntN(6) == 0 {
 		host["VolumesFrom"] = []string{pick("{C}")}
 	}
-	return fields{"Image": pick(image, image, "{I}"), "Cmd": cmd[r.IntN(len(cmd))], "Labels": fields{"shared": "1"}, "StopTimeout": 1,
+	check := fields{"Test": []string{"NONE"}}
+	if r.IntN(3) == 0 {
+		check = fields{"Test": []string{"CMD", "/probe", "true"}, "Interval": 200 * time.Millisecond, "Timeout": time.Second, "Retries": 1}
+	}
+	return fields{"Image": pick(image, image, "{I}"), "Healthcheck": check, "Cmd": cmd[r.IntN(len(cmd))], "Labels": fields{"shared": "1"}, "StopTimeout": 1,
 		"Volumes": fields{"/anonymous": fields{}}, "OpenStdin": r.IntN(4) == 0, "HostConfig": host}
 }
 

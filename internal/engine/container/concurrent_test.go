@@ -252,3 +252,67 @@ func TestExportOfOneThatIsRemoved(t *testing.T) {
 		}
 	}
 }
+
+// leavingKeeper does what it is asked for and then cancels the request, as a client that leaves at that moment does.
+type leavingKeeper struct {
+	Keeper
+	leave func()
+}
+
+func (k *leavingKeeper) after(ctx context.Context, f func(ctx context.Context) error) error {
+	err := f(ctx)
+	k.leave()
+	return errors.Join(err, ctx.Err())
+}
+
+func (k *leavingKeeper) Pause(ctx context.Context, id string) error {
+	return k.after(ctx, func(ctx context.Context) error { return k.Keeper.Pause(ctx, id) })
+}
+
+func (k *leavingKeeper) Resume(ctx context.Context, id string) error {
+	return k.after(ctx, func(ctx context.Context) error { return k.Keeper.Resume(ctx, id) })
+}
+
+func (k *leavingKeeper) Update(ctx context.Context, id string, r keeper.Resources) error {
+	return k.after(ctx, func(ctx context.Context) error { return k.Keeper.Update(ctx, id, r) })
+}
+
+func (k *leavingKeeper) Exec(ctx context.Context, p keeper.Process) (st keeper.Status, err error) {
+	err = k.after(ctx, func(ctx context.Context) (err error) { st, err = k.Keeper.Exec(ctx, p); return err })
+	return st, err
+}
+
+// TestClientLeavesInTheMiddle: what was done to a container before its client went away is known afterwards.
+func TestClientLeavesInTheMiddle(t *testing.T) {
+	b := newBed(t)
+	k := &leavingKeeper{}
+	if err := b.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b.wrap = func(under Keeper) Keeper { k.Keeper = under; return k }
+	b.open()
+	id := b.run(Config{}, "wait")
+	leaving := func() context.Context {
+		var ctx context.Context
+		ctx, k.leave = context.WithCancel(t.Context())
+		return ctx
+	}
+	if err := b.m.Pause(leaving(), id); err != nil || !b.state(id).Paused {
+		t.Errorf("pause: %v, paused is %v", err, b.state(id).Paused)
+	}
+	if err := b.m.Unpause(leaving(), id); err != nil || b.state(id).Paused {
+		t.Errorf("unpause: %v, paused is %v", err, b.state(id).Paused)
+	}
+	_, err := b.m.Update(leaving(), id, Resources{Memory: 64 << 20, MemorySwap: -1}, nil)
+	if c, gerr := b.m.Get(id); err != nil || gerr != nil || c.Config.Host.Resources.Memory != 64<<20 {
+		t.Errorf("update: %v, %v, the memory limit is %d", err, gerr, c.Config.Host.Resources.Memory)
+	}
+	e, err := b.m.ExecCreate(t.Context(), id, ExecConfig{Cmd: []string{"/bin/prog", "wait"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = b.m.ExecStart(leaving(), e, ExecStartOptions{Detach: true})
+	if is, gerr := b.m.ExecGet(e); err != nil || gerr != nil || !is.Running {
+		t.Errorf("exec: %v, %v, it runs is %v", err, gerr, is.Running)
+	}
+}

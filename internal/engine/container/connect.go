@@ -93,6 +93,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, networkID string, force bo
 		}
 		netID, name = networkID, networkID
 	}
+	ctx = context.WithoutCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h := &c.rec.Config.Host

@@ -144,7 +144,8 @@ func (m *Manager) ExecStart(ctx context.Context, execID string, o ExecStartOptio
 	if o.Size == [2]uint16{} {
 		o.Size = e.cfg.ConsoleSize
 	}
-	if err := m.startExec(ctx, e, &snap, o); err != nil {
+	// Who asked may leave; whether it runs must be known all the same.
+	if err := m.startExec(context.WithoutCancel(ctx), e, &snap, o); err != nil {
 		return nil, err
 	}
 	if o.Detach {

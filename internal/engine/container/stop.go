@@ -237,12 +237,14 @@ func (m *Manager) Restart(ctx context.Context, id, sig string, timeout *int) err
 	return nil
 }
 
-// Pause freezes every process of a container.
+// Pause freezes every process of a container. It goes on when ctx ends, as do Unpause, Update and Disconnect: what is done
+// in the kernel must be in the record too.
 func (m *Manager) Pause(ctx context.Context, id string) error {
 	c, err := m.find(id)
 	if err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.rec.State
@@ -269,6 +271,7 @@ func (m *Manager) Unpause(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	ctx = context.WithoutCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.rec.State

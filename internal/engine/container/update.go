@@ -73,6 +73,7 @@ func (m *Manager) Update(ctx context.Context, id string, r Resources, p *Restart
 	if warnings, err = validateResources(&r, &m.host, true); err != nil {
 		return warnings, err
 	}
+	ctx = context.WithoutCancel(ctx)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s := &c.rec.State
