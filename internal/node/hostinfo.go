@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -55,6 +56,7 @@ func newHostInfo(cfg Config, id string) *hostInfo {
 	if cfg.Init == "" { // of another program the version is not known
 		h.base.Components = append(h.base.Components, docker.Component{Name: "sampan-init", Version: cfg.Version})
 	}
+	h.base.HTTPProxy, h.base.HTTPSProxy, h.base.NoProxy = proxiesOf(cfg.ProxyEnviron)
 	h.base.GenericResources, _ = cloud.ParseGenericResources(cfg.Generic) // checked by Validate
 	for _, p := range cfg.Pools {
 		h.base.DefaultAddressPools = append(h.base.DefaultAddressPools, docker.AddressPool(p))
@@ -86,6 +88,25 @@ func (h *hostInfo) description(underlayMTU int) cloud.NodeDescription {
 	}
 	return cloud.NodeDescription{Hostname: h.base.Name, OS: "linux", Architecture: h.base.Architecture, EngineVersion: h.cfg.Version,
 		Labels: labels, UnderlayMTU: underlayMTU, Resources: cloud.Resources{NanoCPUs: int64(h.base.NCPU) * 1e9, MemoryBytes: h.base.MemTotal, Generic: h.base.GenericResources}}
+}
+
+// proxiesOf finds the proxies in an environment. What they are logged in with is nobody's business.
+func proxiesOf(environ []string) (http, https, no string) {
+	of := func(name string) string {
+		for _, name := range []string{name, strings.ToLower(name)} {
+			for _, e := range environ {
+				if v, ok := strings.CutPrefix(e, name+"="); ok && v != "" {
+					if u, err := url.Parse(v); err == nil && u.User != nil {
+						u.User = url.UserPassword("xxxxx", "xxxxx")
+						return u.String()
+					}
+					return v
+				}
+			}
+		}
+		return ""
+	}
+	return of("HTTP_PROXY"), of("HTTPS_PROXY"), of("NO_PROXY")
 }
 
 func osRelease() (name, version string) {

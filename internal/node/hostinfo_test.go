@@ -13,6 +13,14 @@ func TestInfoSaysHowImagesAreKept(t *testing.T) {
 	}
 }
 
+// TestInfoNamesProxies: without what they are logged in with.
+func TestInfoNamesProxies(t *testing.T) {
+	h := newHostInfo(Config{DataRoot: t.TempDir(), ProxyEnviron: []string{"https_proxy=http://me:secret@proxy.example:3128", "HTTP_PROXY=http://proxy.example:1", "NO_PROXY=a,b"}}, "id").Info()
+	if h.HTTPProxy != "http://proxy.example:1" || h.HTTPSProxy != "http://xxxxx:xxxxx@proxy.example:3128" || h.NoProxy != "a,b" {
+		t.Errorf("%q %q %q", h.HTTPProxy, h.HTTPSProxy, h.NoProxy)
+	}
+}
+
 // TestInfoSaysWhichBuildAndInitItIs: an init of the user's own is named by its path, and of its version nothing is known.
 func TestInfoSaysWhichBuildAndInitItIs(t *testing.T) {
 	inits := func(h *hostInfo) (versions []string) {

@@ -260,6 +260,8 @@ type HostInfo struct {
 	Version, GitCommit, BuildTime string
 	InitBinary                    string // program of --init
 	LoggingDriver                 string // of containers that choose none
+	HTTPProxy, HTTPSProxy         string // by which registries are reached, without credentials
+	NoProxy                       string
 	Components                    []Component
 	Capabilities                  Capabilities
 }

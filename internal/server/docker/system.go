@@ -90,6 +90,7 @@ func (a *systemAPI) info(w *response, r *request) error {
 		OSVersion: h.OSVersion, OSType: "linux", Architecture: h.Architecture, IndexServerAddress: "https://index.docker.io/v1/",
 		RegistryConfig: registryConfig(&h), NCPU: h.NCPU, MemTotal: h.MemTotal, DockerRootDir: h.DataRoot, Name: h.Name, Labels: list(h.Labels),
 		ServerVersion: h.Version, Runtimes: map[string]system.RuntimeWithStatus{"runc": {Runtime: system.Runtime{Path: "runc"}}}, DefaultRuntime: "runc",
+		HTTPProxy: h.HTTPProxy, HTTPSProxy: h.HTTPSProxy, NoProxy: h.NoProxy,
 		LiveRestoreEnabled: true, InitBinary: h.InitBinary, SecurityOptions: list(h.SecurityOptions), CDISpecDirs: list(dirs),
 		Swarm: swarmInfo(a.Swarm.Local()), Warnings: list(h.Warnings), GenericResources: wireGeneric(h.GenericResources), FirewallBackend: &system.FirewallInfo{Driver: "nftables"},
 	}
