@@ -1,7 +1,10 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"net/netip"
 	"slices"
 	"strings"
@@ -41,7 +44,7 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 		if err != nil {
 			return container.Attachment{}, err
 		}
-		return container.Attachment{Endpoints: map[string]container.Endpoint{n.Spec.Name: {NetworkID: n.ID, NetworkName: n.Spec.Name}}}, nil
+		return container.Attachment{Endpoints: map[string]container.Endpoint{n.Spec.Name: bareEndpoint(&n, c.ID)}}, nil
 	case mode == network.NameNone && c.Config.Network.Left == "" || c.Config.NetworkDisabled:
 		spec.NoNetwork = true
 	default:
@@ -74,11 +77,11 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 	a := container.Attachment{SandboxID: made.ID, NetNS: made.NetNS, ResolvConf: made.ResolvConf, Hosts: made.Hosts, Endpoints: map[string]container.Endpoint{}}
 	if spec.NoNetwork {
 		if n, err := s.networks.Get(network.NameNone); err == nil {
-			a.Endpoints[n.Spec.Name] = container.Endpoint{NetworkID: n.ID, NetworkName: n.Spec.Name}
+			a.Endpoints[n.Spec.Name] = bareEndpoint(&n, c.ID)
 		}
 	}
 	for _, e := range made.Endpoints {
-		a.Endpoints[e.NetworkName] = endpointOf(e, wish(c.Config, e))
+		a.Endpoints[e.NetworkName] = s.endpointOf(e, wish(c.Config, e))
 	}
 	for _, p := range made.Ports {
 		a.Ports = append(a.Ports, boundPort(p))
@@ -146,7 +149,7 @@ func (s *sandboxes) Connect(ctx context.Context, id, name string, e container.En
 	if err != nil {
 		return container.Endpoint{}, err
 	}
-	return endpointOf(made, e), nil
+	return s.endpointOf(made, e), nil
 }
 
 // Disconnect takes a running container off a network.
@@ -276,12 +279,25 @@ func wish(c container.Config, e network.Endpoint) container.EndpointConfig {
 	return container.EndpointConfig{}
 }
 
-func endpointOf(e network.Endpoint, wish container.EndpointConfig) container.Endpoint {
-	return container.Endpoint{
+func (s *sandboxes) endpointOf(e network.Endpoint, wish container.EndpointConfig) container.Endpoint {
+	out := container.Endpoint{
 		Config: wish, NetworkID: e.NetworkID, NetworkName: e.NetworkName, EndpointID: e.ID, IPv4: e.IPv4, Gateway4: e.Gateway4,
 		IPv6: e.IPv6, Gateway6: e.Gateway6, MAC: e.MAC, DNSNames: e.DNSNames,
 	}
+	if n, err := s.networks.Get(e.NetworkID); err == nil {
+		out.Driver = driverOf(&n)
+	}
+	return out
 }
+
+// bareEndpoint is a container's endpoint on host or none, where nothing is made for it. It has an ID, as clients take one
+// without for one that is not connected.
+func bareEndpoint(n *network.Network, containerID string) container.Endpoint {
+	id := sha256.Sum256([]byte(n.ID + containerID))
+	return container.Endpoint{NetworkID: n.ID, NetworkName: n.Spec.Name, Driver: driverOf(n), EndpointID: hex.EncodeToString(id[:])}
+}
+
+func driverOf(n *network.Network) string { return cmp.Or(n.Spec.Driver, network.DriverBridge) }
 
 // bindings are the ports to publish: those asked for, and with -P every exposed one.
 func bindings(c container.Config) []network.PortBinding {

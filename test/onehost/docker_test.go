@@ -56,11 +56,17 @@ func TestUnknownContainerIsNoMissingImage(t *testing.T) {
 	equal(t, "containers", left, Docker(t, h, "inspect", "-f", "{{slice .Id 0 12}}", "c1"))
 }
 
-// TestEvents: images, volumes and networks are announced, whoever made them.
+// TestEvents: images, volumes and networks are announced, whoever made them, in Docker's order and with its attributes.
 func TestEvents(t *testing.T) {
 	_, h := one(t)
+	id := Docker(t, h, "image", "inspect", "-f", "{{.Id}}", image)
 	Docker(t, h, "tag", image, "copy:1")
 	Docker(t, h, "rmi", "copy:1")
+	Docker(t, h, "run", "--name", "onhost", "--network", "host", image, "true")
+	Docker(t, h, "commit", "onhost", "made:1")
+	made := Docker(t, h, "image", "inspect", "-f", "{{.Id}}", "made:1")
+	Docker(t, h, "rmi", "made:1")
+	Docker(t, h, "rm", "onhost")
 	Docker(t, h, "run", "--rm", "-v", "/data", image, "true")
 	Docker(t, h, "volume", "create", "vol1")
 	Docker(t, h, "network", "create", "net1")
@@ -69,7 +75,14 @@ func TestEvents(t *testing.T) {
 	list := func(filter string) string {
 		return strings.ReplaceAll(Docker(t, h, "events", "--since", "1h", "--until", until, "--filter", filter, "--format", "{{.Type}} {{.Action}}"), "\n", ", ")
 	}
-	equal(t, "images", list("type=image"), "image load, image tag, image untag")
+	equal(t, "images", list("type=image"), "image load, image tag, image untag, image create, image tag, image untag, image delete")
+	about := func(filter, format string) string {
+		return strings.ReplaceAll(Docker(t, h, "events", "--since", "1h", "--until", until, "--filter", filter, "--format", format), "\n", ", ")
+	}
+	equal(t, "names taken away", about("event=untag", "{{.Actor.ID}} {{.Actor.Attributes.name}}"), id+" copy:1, "+made+" made:1")
+	equal(t, "an image, not its layers", about("event=delete", "{{.Actor.ID}}"), made)
+	equal(t, "connections", about("event=connect", "{{.Actor.Attributes.name}} {{.Actor.Attributes.type}}"), "host host, bridge bridge")
+	equal(t, "a start and an end", about("type=network", "{{.Action}}")+"; "+about("container=onhost", "{{.Action}}"), "connect, disconnect, connect, disconnect, create, destroy; create, attach, start, die, commit, destroy")
 	equal(t, "volumes", list("type=volume"), "volume create, volume mount, volume unmount, volume destroy, volume create")
 	equal(t, "networks", list("network=net1"), "network create, network destroy")
 }

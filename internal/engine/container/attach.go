@@ -235,8 +235,10 @@ func (m *Manager) Resize(ctx context.Context, id string, rows, cols uint16) erro
 	if !s.State.Running || s.State.Restarting {
 		return fault.New(fault.Conflict, "container %s is not running", id)
 	}
-	if err := m.Keeper.Resize(ctx, c.id, "", rows, cols); err != nil {
-		return errorf("resizing container %s: %w", id, err)
+	if s.Config.Tty { // otherwise there is nothing that has a size
+		if err := m.Keeper.Resize(ctx, c.id, "", rows, cols); err != nil {
+			return errorf("resizing container %s: %w", id, err)
+		}
 	}
 	m.event(&s, "resize", "height", utoa(rows), "width", utoa(cols))
 	return nil

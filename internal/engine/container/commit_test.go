@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -48,5 +49,30 @@ func TestCommitLaysTheRequestOver(t *testing.T) {
 	img, err = b.m.Commit(t.Context(), id, image.CommitRequest{Config: image.Image{Config: ocispec.ImageConfig{Entrypoint: []string{"/bin/prog"}, Cmd: []string{"env"}}}}, true)
 	if err != nil || fmt.Sprint(img.Config.Entrypoint, img.Config.Cmd) != "[/bin/prog] [env]" {
 		t.Errorf("%v %v %v", img.Config.Entrypoint, img.Config.Cmd, err)
+	}
+}
+
+// TestCommitIsToldByItsName: who watches hears of the image's new name first, written as people write it.
+func TestCommitIsToldByItsName(t *testing.T) {
+	b := newBed(t)
+	id := b.create(Config{}, "wait")
+	img, err := b.m.Commit(t.Context(), id, image.CommitRequest{Ref: "docker.io/library/new:1"}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	past, _ := b.bus.Subscribe(t.Context(), time.Unix(1, 0))
+	var got []string
+	for _, e := range past {
+		switch e.Action {
+		case "create", "tag":
+			if e.Type == "image" {
+				got = append(got, e.Action+" "+e.ID+" "+e.Attrs["name"])
+			}
+		case "commit":
+			got = append(got, "commit "+e.Attrs["imageRef"])
+		}
+	}
+	if want := []string{"create " + img.ID + " " + img.ID, "tag " + img.ID + " new:1", "commit new:1"}; !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
 	}
 }

@@ -42,6 +42,7 @@ func (m *Manager) Create(ctx context.Context, cfg Config, platform string) (newI
 		warnings = append(warnings, foreignPlatform(ocispec.Platform{OS: img.OS, Architecture: img.Architecture, Variant: img.Variant})...)
 	}
 	m.host.hidePaths(&cfg.Host)
+	unlabelled(&cfg.Host)
 	if err := m.checkJoins(&cfg); err != nil {
 		return "", warnings, err
 	}

@@ -64,8 +64,14 @@ func (m *Manager) ExecCreate(ctx context.Context, id string, cfg ExecConfig) (st
 	if err != nil {
 		return "", err
 	}
-	m.event(&snap, "exec_create: "+strings.Join(cfg.Cmd, " "), "execID", e.id)
+	m.execEvent(&snap, "exec_create", e)
 	return e.id, nil
+}
+
+// execEvent tells of an exec in Docker's words, which have a space between the program and its arguments also when there
+// are none.
+func (m *Manager) execEvent(c *Container, action string, e *execution) {
+	m.event(c, action+": "+e.cfg.Cmd[0]+" "+strings.Join(e.cfg.Cmd[1:], " "), "execID", e.id)
 }
 
 // runningRootfs is where the root file system of a container is mounted while it runs.
@@ -185,6 +191,7 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o E
 			return err
 		}
 	}
+	m.execEvent(c, "exec_start", e) // also of one that will not start
 	st, err := m.runExec(ctx, e, c, o)
 	if err = orEnded(c, err); err != nil {
 		code := startExitCode(err)
@@ -197,7 +204,6 @@ func (m *Manager) startExec(ctx context.Context, e *execution, c *Container, o E
 	e.mu.Lock()
 	e.pid = st.PID // also of one that has ended meanwhile
 	e.mu.Unlock()
-	m.event(c, "exec_start: "+strings.Join(e.cfg.Cmd, " "), "execID", e.id)
 	return nil
 }
 
@@ -334,6 +340,9 @@ func (m *Manager) ExecResize(ctx context.Context, execID string, rows, cols uint
 	}
 	if !e.isRunning() {
 		return fault.New(fault.Conflict, "exec %s is not running", execID)
+	}
+	if !e.cfg.Tty {
+		return nil // there is nothing that has a size
 	}
 	return m.Keeper.Resize(ctx, e.c.id, e.id, rows, cols)
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -170,7 +169,7 @@ func (m *Manager) runProbe(ctx context.Context, c *ctr, h *Health) (int, string,
 		delete(m.execs, e.id)
 		m.mu.Unlock()
 	}()
-	m.event(&snap, "exec_create: "+strings.Join(cmd, " "), "execID", e.id)
+	m.execEvent(&snap, "exec_create", e)
 
 	startCtx, cancel := context.WithTimeout(ctx, probeStartLimit)
 	defer cancel()

@@ -104,7 +104,10 @@ func TestExec(t *testing.T) {
 	if x, _ := b.m.ExecGet(e); x.ExitCode == nil || *x.ExitCode != 127 {
 		t.Errorf("missing program: %+v", x)
 	}
-	contains(t, b.actions(id), "exec_create: /bin/prog exit 3", "exec_start: /bin/prog exit 3", "exec_die")
+	contains(t, b.actions(id), "exec_create: /bin/prog exit 3", "exec_start: /bin/prog exit 3", "exec_die", "exec_create: nosuch ", "exec_start: nosuch ")
+	if err := b.m.Resize(t.Context(), id, 30, 100); err != nil || !slices.Contains(b.actions(id), "resize") {
+		t.Errorf("resizing what has no terminal: %v, told %v", err, b.actions(id))
+	}
 	if err := b.m.Kill(t.Context(), id, ""); err != nil {
 		t.Fatal(err)
 	}

@@ -17,7 +17,7 @@ func mergeImage(cfg *Config, img *image.Image) error {
 	cfg.User = cmp.Or(cfg.User, ic.User)
 	cfg.WorkingDir = cmp.Or(cfg.WorkingDir, ic.WorkingDir)
 	cfg.StopSignal = cmp.Or(cfg.StopSignal, ic.StopSignal)
-	cfg.Env = mergeEnv(ic.Env, cfg.Env)
+	cfg.Env = addEnv(cfg.Env, ic.Env)
 	if len(cfg.Shell) == 0 {
 		cfg.Shell = slices.Clone(img.Shell)
 	}
@@ -76,6 +76,19 @@ func mergeImage(cfg *Config, img *image.Image) error {
 		cfg.Health = &own
 	}
 	return nil
+}
+
+// addEnv is env followed by what more has of other names, as clients see it.
+func addEnv(env, more []string) []string {
+	named := map[string]bool{}
+	for _, e := range env {
+		name, _, _ := strings.Cut(e, "=")
+		named[name] = true
+	}
+	return append(slices.Clone(env), slices.DeleteFunc(slices.Clone(more), func(e string) bool {
+		name, _, _ := strings.Cut(e, "=")
+		return named[name]
+	})...)
 }
 
 // mergeEnv lays env over base: an entry replaces the one of the same name in its place. A bare NAME stays as it is and

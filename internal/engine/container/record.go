@@ -222,7 +222,11 @@ func (m *Manager) event(c *Container, action string, attrs ...string) {
 func (m *Manager) networkEvents(c *Container, action string) {
 	for _, name := range sortedKeys(c.Networks.Endpoints) {
 		if e := c.Networks.Endpoints[name]; e.NetworkID != "" {
-			m.Events.Publish(events.Event{Type: "network", Action: action, ID: e.NetworkID, Attrs: map[string]string{"container": c.ID, "name": e.NetworkName}})
+			attrs := map[string]string{"container": c.ID, "name": e.NetworkName}
+			if e.Driver != "" { // a container that an older daemon started has none
+				attrs["type"] = e.Driver
+			}
+			m.Events.Publish(events.Event{Type: "network", Action: action, ID: e.NetworkID, Attrs: attrs})
 		}
 	}
 }

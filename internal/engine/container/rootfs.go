@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sampan-cloud/sampan/internal/engine/events"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/sys/userns"
@@ -173,8 +174,20 @@ func (m *Manager) Commit(ctx context.Context, id string, r image.CommitRequest, 
 	if err != nil {
 		return image.Image{}, err
 	}
-	m.event(&s, "commit", "comment", r.Comment, "imageID", img.ID, "imageRef", r.Ref)
+	m.imageEvent(&img, "create", img.ID)
+	if r.Ref != "" {
+		m.imageEvent(&img, "tag", image.Familiar(r.Ref))
+	}
+	m.event(&s, "commit", "comment", r.Comment, "imageID", img.ID, "imageRef", image.Familiar(r.Ref))
 	return img, nil
+}
+
+// imageEvent publishes what happened to an image that a container was made into, under the name that it happened to.
+func (m *Manager) imageEvent(img *image.Image, action, name string) {
+	attrs := map[string]string{}
+	maps.Copy(attrs, img.Labels)
+	attrs["name"] = name
+	m.Events.Publish(events.Event{Type: "image", Action: action, ID: img.ID, Attrs: attrs})
 }
 
 // imageConfig is the image configuration that would run a container as this one runs, with over laid over it: what over
@@ -184,7 +197,7 @@ func imageConfig(cfg *Config, over image.Image) image.Image {
 	ic.User = cmp.Or(ic.User, cfg.User)
 	ic.WorkingDir = cmp.Or(ic.WorkingDir, cfg.WorkingDir)
 	ic.StopSignal = cmp.Or(ic.StopSignal, cfg.StopSignal)
-	ic.Env = setEnv(mergeEnv(cfg.Env, ic.Env))
+	ic.Env = setEnv(addEnv(ic.Env, cfg.Env))
 	if len(ic.Entrypoint) == 0 {
 		if len(ic.Cmd) == 0 {
 			ic.Cmd = cfg.Cmd

@@ -209,3 +209,12 @@ func sysctlExists(name string) bool {
 	_, err := os.Stat("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
 	return err == nil
 }
+
+// unlabelled says of a container that shares the host's processes or IPC, or may do everything, that no label confines it,
+// unless its user said something about labels.
+func unlabelled(h *HostConfig) {
+	if (h.Privileged || h.IpcMode == "host" || h.PidMode == "host") &&
+		!slices.ContainsFunc(h.SecurityOpt, func(o string) bool { return strings.HasPrefix(o, "label=") || strings.HasPrefix(o, "label:") }) {
+		h.SecurityOpt = append(slices.Clip(h.SecurityOpt), "label=disable")
+	}
+}

@@ -241,11 +241,26 @@ func TestMergeImage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if fmt.Sprintf("%v %v %v %v %v %v %v %v %v", c.Env, c.Labels, c.User, c.WorkingDir, c.StopSignal, c.Volumes, c.ExposedPorts, c.Health.Test, c.Health.Retries) !=
-		"[A B=3 C=4] map[l:own m:i] u /w QUIT [/own /v] [{53 udp} {80 tcp}] [CMD x] 1" {
+		"[B=3 C=4 A] map[l:own m:i] u /w QUIT [/own /v] [{53 udp} {80 tcp}] [CMD x] 1" {
 		t.Errorf("%+v %+v", c, c.Health)
 	}
 	if len(img.Config.Labels) != 2 || img.Config.Labels["l"] != "i" {
 		t.Error("the image was changed")
+	}
+}
+
+// TestWhoIsNotLabelled: inspect says of containers that share the host's processes that no label confines them, as clients
+// that make them anew expect.
+func TestWhoIsNotLabelled(t *testing.T) {
+	for want, h := range map[string]HostConfig{
+		"[]":                                 {IpcMode: "private"},
+		"[label=disable]":                    {IpcMode: "host"},
+		"[apparmor=a label=disable]":         {PidMode: "host", SecurityOpt: []string{"apparmor=a"}},
+		"[no-new-privileges label=level:s0]": {Privileged: true, SecurityOpt: []string{"no-new-privileges", "label=level:s0"}},
+	} {
+		if unlabelled(&h); fmt.Sprint(h.SecurityOpt) != want {
+			t.Errorf("%v, want %s", h.SecurityOpt, want)
+		}
 	}
 }
 

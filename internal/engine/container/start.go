@@ -138,8 +138,8 @@ func (m *Manager) startLocked(ctx context.Context, c *ctr) (err error) {
 	m.running(c, started, true)
 	laps.lap("record")
 	m.log.Debug("container started", append([]any{"container", c.id}, laps.args...)...)
-	m.volumeEvents(&c.rec.Container, "mount")
 	m.networkEvents(&c.rec.Container, "connect")
+	m.volumeEvents(&c.rec.Container, "mount")
 	m.event(&c.rec.Container, "start")
 	m.relink(&c.rec.Container)
 	return nil

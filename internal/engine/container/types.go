@@ -254,6 +254,7 @@ type Endpoint struct {
 	Config      EndpointConfig
 	NetworkID   string
 	NetworkName string
+	Driver      string // of the network
 	EndpointID  string
 	IPv4        netip.Prefix
 	Gateway4    netip.Addr

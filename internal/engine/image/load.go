@@ -121,7 +121,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader, progress func(Progress), 
 		}
 		out = append(out, loaded)
 		for _, n := range f.names {
-			emit(Progress{Status: "Loaded image: " + familiar(n)})
+			emit(Progress{Status: "Loaded image: " + Familiar(n)})
 		}
 		if len(f.names) == 0 {
 			emit(Progress{Status: "Loaded image ID: " + img.ID})
@@ -159,7 +159,8 @@ func formatAll(list []ocispec.Platform) string {
 	return strings.Join(out, ", ")
 }
 
-func familiar(name string) string {
+// Familiar is an image's name as people write it: redis:7 and not docker.io/library/redis:7.
+func Familiar(name string) string {
 	if n, err := reference.ParseNormalizedNamed(name); err == nil {
 		return reference.FamiliarString(n)
 	}

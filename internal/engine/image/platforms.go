@@ -233,7 +233,7 @@ func (s *Store) RemovePlatforms(ctx context.Context, ref string, list []ocispec.
 				ref, platforms.FormatAll(p), shortID(containers[0]))
 		}
 		going[m.Descriptor.Digest] = true
-		out = append(out, Removed{Deleted: m.Descriptor.Digest.String()})
+		out = append(out, Removed{Deleted: m.Descriptor.Digest.String(), ImageID: img.ID})
 	}
 	left := slices.ContainsFunc(img.Manifests, func(m Manifest) bool {
 		return m.Available && m.Kind == KindImage && !going[m.Descriptor.Digest]
@@ -241,7 +241,7 @@ func (s *Store) RemovePlatforms(ctx context.Context, ref string, list []ocispec.
 	if !left {
 		names := s.namesOf(img.ID)
 		for _, n := range names {
-			out = append(out, Removed{Untagged: familiar(n)})
+			out = append(out, Removed{Untagged: Familiar(n), ImageID: img.ID})
 		}
 		deleted, _, err := s.deleteImage(ctx, img, names)
 		return append(out, deleted...), err

@@ -94,7 +94,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 		}
 		var out []Removed
 		for _, n := range drop {
-			out = append(out, Removed{Untagged: familiar(n)})
+			out = append(out, Removed{Untagged: Familiar(n), ImageID: img.ID})
 		}
 		if len(rest) > 0 || running || (len(containers) > 0 && !force) {
 			// Named otherwise still, or in use: then it stays without a name.
@@ -109,7 +109,7 @@ func (s *Store) Remove(ctx context.Context, ref string, force, prune bool, inUse
 	}
 	var out []Removed
 	for _, n := range names {
-		out = append(out, Removed{Untagged: familiar(n)})
+		out = append(out, Removed{Untagged: Familiar(n), ImageID: img.ID})
 	}
 	deleted, _, err := s.deleteImage(ctx, img, names)
 	return append(out, deleted...), err
@@ -132,7 +132,7 @@ func (s *Store) deleteConflict(img *Image, names []string, force bool, inUse fun
 // deleteImage removes an image with its names, which are all that the caller knows of, and what only it referred to. freed
 // is the space of that. An image that has been given another name meanwhile stays with that.
 func (s *Store) deleteImage(ctx context.Context, img *Image, names []string) (out []Removed, freed int64, err error) {
-	out = []Removed{{Deleted: img.ID}}
+	out = []Removed{{Deleted: img.ID, ImageID: img.ID}}
 	gone, err := s.onlyOf(img)
 	if err != nil {
 		return nil, 0, err
@@ -211,7 +211,7 @@ func (s *Store) Prune(ctx context.Context, filter func(Image) bool, inUse func(i
 		}
 		names := s.namesOf(img.ID)
 		for _, n := range names {
-			out = append(out, Removed{Untagged: familiar(n)})
+			out = append(out, Removed{Untagged: Familiar(n), ImageID: img.ID})
 		}
 		deleted, n, err := s.deleteImage(ctx, img, names)
 		out = append(out, deleted...)

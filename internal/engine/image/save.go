@@ -86,7 +86,7 @@ func (s *Store) Save(ctx context.Context, refs []string, w io.Writer, only ...oc
 			dm.Layers = append(dm.Layers, blobPath(l.Digest))
 		}
 		for _, name := range names {
-			dm.RepoTags = append(dm.RepoTags, familiar(name))
+			dm.RepoTags = append(dm.RepoTags, Familiar(name))
 		}
 		manifests = append(manifests, dm)
 	}

@@ -127,7 +127,7 @@ func (i sharedImages) Update(ctx context.Context, img images.Image, _ ...string)
 	}
 	name := ""
 	if len(names) > 0 {
-		name = familiar(names[0])
+		name = Familiar(names[0])
 	}
 	i.made(whole, name)
 	return img, nil

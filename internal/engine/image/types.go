@@ -71,7 +71,8 @@ type Auth struct {
 // Removed is one effect of removing an image.
 type Removed struct {
 	Untagged string
-	Deleted  string
+	Deleted  string // an image's ID, a platform's digest or a layer's
+	ImageID  string // of the image that it happened to; empty for layers
 }
 
 // Rootfs is a container's writable root file system.

@@ -27,7 +27,10 @@ type Builder interface {
 }
 
 // buildAPI serves the building of images.
-type buildAPI struct{ builder Builder }
+type buildAPI struct {
+	builder Builder
+	events  Events
+}
 
 func (a *buildAPI) routes() []route {
 	return []route{
@@ -217,7 +220,8 @@ func (a *buildAPI) prune(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, apibuild.CachePruneReport{CachesDeleted: list(report.IDs), SpaceReclaimed: uint64(max(report.Freed, 0))})
+	tellReclaimed(a.events, "builder", unsigned(report.Freed))
+	return writeJSON(w, http.StatusOK, apibuild.CachePruneReport{CachesDeleted: list(report.IDs), SpaceReclaimed: unsigned(report.Freed)})
 }
 
 // keepDuration reads how long ago a record must have been used last to go.

@@ -261,6 +261,7 @@ func (a *containerAPI) prune(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	tellReclaimed(a.events, "container", unsigned(freed))
 	return writeJSON(w, http.StatusOK, apicontainer.PruneReport{ContainersDeleted: list(ids), SpaceReclaimed: unsigned(freed)})
 }
 

@@ -99,7 +99,7 @@ func (f *fakeImages) Remove(ctx context.Context, ref string, force, _ bool, inUs
 	if users := inUse(img.ID); len(users) > 0 && !force {
 		return nil, fault.New(fault.Conflict, "conflict: unable to remove repository reference %q (must force) - container %s is using its referenced image", ref, shortID(users[0]))
 	}
-	return []image.Removed{{Untagged: ref}, {Deleted: img.ID}}, nil
+	return []image.Removed{{Untagged: ref, ImageID: img.ID}, {Deleted: img.ID, ImageID: img.ID}}, nil
 }
 func (f *fakeImages) ForPlatform(ctx context.Context, ref, platform string) (image.Image, error) {
 	img, err := f.Get(ctx, ref)

@@ -529,9 +529,8 @@ func (a *imageAPI) remove(w *response, r *request) error {
 	if r.version >= 1050 && r.query.Has("platforms") {
 		return a.removePlatforms(w, r, name)
 	}
-	img, _ := a.backend.Get(r.Context(), name) // for the events: its names go first
 	removed, err := a.backend.Remove(r.Context(), name, r.flag("force"), !r.flag("noprune"), a.users)
-	a.removedEvents(removed, img.ID)
+	a.removedEvents(removed)
 	if err != nil {
 		return err
 	}
@@ -580,7 +579,7 @@ func (a *imageAPI) prune(w *response, r *request) error {
 		return (!dangling || len(img.RepoTags) == 0) && (until.IsZero() || img.Created.Before(until)) &&
 			f.labels("label", img.Labels) && f.notLabels(img.Labels)
 	}, a.users)
-	a.removedEvents(removed, "")
+	a.removedEvents(removed)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 	"strconv"
@@ -32,13 +31,13 @@ func (a *imageAPI) imageEvent(action string, img *image.Image, name string) {
 	a.events.Publish(events.Event{Type: "image", Action: action, ID: img.ID, Attrs: attrs})
 }
 
-// removedEvents announces what a removal of images came to; id is that of the image that was asked for, if it was one.
-func (a *imageAPI) removedEvents(removed []image.Removed, id string) {
+// removedEvents announces what a removal came to of images, not of their layers.
+func (a *imageAPI) removedEvents(removed []image.Removed) {
 	for _, r := range removed {
 		if r.Untagged != "" && !strings.Contains(r.Untagged, "@") {
-			tell(a.events, "image", "untag", cmp.Or(id, r.Untagged), "name", r.Untagged)
+			tell(a.events, "image", "untag", r.ImageID, "name", r.Untagged)
 		}
-		if strings.HasPrefix(r.Deleted, "sha256:") {
+		if r.Deleted != "" && r.Deleted == r.ImageID {
 			tell(a.events, "image", "delete", r.Deleted, "name", r.Deleted)
 		}
 	}

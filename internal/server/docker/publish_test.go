@@ -9,6 +9,7 @@ import (
 	"github.com/moby/moby/client"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 )
 
@@ -43,6 +44,33 @@ func TestNetworksAreAnnounced(t *testing.T) {
 		}
 	}
 	if want := []string{"network create", "network destroy"}; !slices.Equal(got, want) {
+		t.Errorf("events %q, want %q", got, want)
+	}
+}
+
+// TestPrunesAreAnnounced: each kind of thing has an event of its prune with the space that it gave back.
+func TestPrunesAreAnnounced(t *testing.T) {
+	l := newLab(t)
+	l.containers.all["c1"] = &container.Container{ID: "c1", State: container.State{Status: container.StatusExited}}
+	var want []string
+	for path, event := range map[string]string{
+		"/containers/prune": "container 10", "/images/prune": "image 0", "/volumes/prune": "volume 0", "/networks/prune": "network 0", "/build/prune": "builder 7",
+	} {
+		if code, _, text := l.do(t, "POST", path, "", ""); code != http.StatusOK {
+			t.Fatalf("%s: %d %s", path, code, text)
+		}
+		want = append(want, event)
+	}
+	past, _ := l.events.Subscribe(t.Context(), time.Unix(1, 0))
+	var got []string
+	for _, e := range past {
+		if e.Action == "prune" && e.ID == "" {
+			got = append(got, e.Type+" "+e.Attrs["reclaimed"])
+		}
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
 		t.Errorf("events %q, want %q", got, want)
 	}
 }

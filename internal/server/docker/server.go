@@ -97,7 +97,7 @@ func routes(cfg Config) []route {
 		(&serviceAPI{swarm: cfg.Swarm}).routes(),
 		(&taskAPI{swarm: cfg.Swarm}).routes(),
 		secretRoutes(cfg.Swarm),
-		(&buildAPI{builder: cfg.Builder}).routes(),
+		(&buildAPI{builder: cfg.Builder, events: cfg.Events}).routes(),
 		(&distributionAPI{registry: cfg.Registry, host: cfg.Host}).routes(),
 		unserved(),
 	} {
