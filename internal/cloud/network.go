@@ -26,6 +26,8 @@ type NetworkSpec struct {
 	Ingress    bool              `json:"ingress,omitempty"`
 	IPv6       bool              `json:"ipv6,omitempty"`
 	IPAM       []IPAMConfig      `json:"ipam,omitempty"`
+	// IPAMOptions are shown as they were given: there is no driver of addresses that knows any.
+	IPAMOptions map[string]string `json:"ipam_options,omitempty"`
 }
 
 // IPAMConfig is one subnet. Subnet may be invalid (unset): the allocator cuts one from the cluster's pools.

@@ -282,6 +282,6 @@ func (n *netPlan) network() *Network {
 	s := n.spec.Spec
 	return &Network{ID: n.spec.ID, Created: n.spec.CreatedAt, Scope: ScopeSwarm, Subnets: n.spec.Status.Subnets,
 		VNI: n.spec.Status.VNI, MTU: n.mtu, Peers: n.peers,
-		Spec: Spec{Name: s.Name, Driver: DriverOverlay, IPAMDriver: "default", IPAM: s.IPAM, Internal: s.Internal,
+		Spec: Spec{Name: s.Name, Driver: DriverOverlay, IPAMDriver: "default", IPAM: s.IPAM, IPAMOptions: s.IPAMOptions, Internal: s.Internal,
 			Attachable: s.Attachable, Ingress: s.Ingress, IPv4: true, IPv6: s.IPv6, Options: s.Options, Labels: s.Labels}}
 }

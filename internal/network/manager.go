@@ -442,7 +442,7 @@ func (m *Manager) snapshot(n *Network) Network {
 	out.Subnets = slices.Clone(n.Subnets)
 	out.Peers = slices.Clone(n.Peers)
 	out.Spec.IPAM = slices.Clone(n.Spec.IPAM)
-	out.Spec.Options, out.Spec.Labels = maps.Clone(n.Spec.Options), maps.Clone(n.Spec.Labels)
+	out.Spec.Options, out.Spec.Labels, out.Spec.IPAMOptions = maps.Clone(n.Spec.Options), maps.Clone(n.Spec.Labels), maps.Clone(n.Spec.IPAMOptions)
 	return out
 }
 

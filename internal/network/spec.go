@@ -70,7 +70,7 @@ func (m *Manager) configured(s *Spec) error {
 	if err != nil || !from.Spec.ConfigOnly {
 		return fault.New(fault.NotFound, "configuration network %q does not exist", s.ConfigFrom)
 	}
-	if s.IPAMDriver != "default" || !s.IPv4 || s.IPv6 || len(s.Labels) > 0 || len(s.IPAM) > 0 {
+	if s.IPAMDriver != "default" || !s.IPv4 || s.IPv6 || len(s.Labels) > 0 || len(s.IPAM)+len(s.IPAMOptions) > 0 {
 		return fault.New(fault.Forbidden, "user-specified configurations are not supported if the network depends on a configuration network")
 	}
 	if len(s.Options) > 0 {
@@ -79,7 +79,7 @@ func (m *Manager) configured(s *Spec) error {
 	c := from.Spec
 	s.ConfigFrom = c.Name
 	s.IPAMDriver, s.IPAM, s.IPv4, s.IPv6, s.NoAddresses = c.IPAMDriver, slices.Clone(c.IPAM), c.IPv4, c.IPv6, c.NoAddresses
-	s.Options, s.Labels = maps.Clone(c.Options), maps.Clone(c.Labels)
+	s.Options, s.Labels, s.IPAMOptions = maps.Clone(c.Options), maps.Clone(c.Labels), maps.Clone(c.IPAMOptions)
 	return nil
 }
 

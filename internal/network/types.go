@@ -61,10 +61,12 @@ type Spec struct {
 	Driver     string // "" is bridge
 	IPAMDriver string // "" or "default"
 	IPAM       []cloud.IPAMConfig
-	Internal   bool
-	Attachable bool
-	Ingress    bool
-	IPv4, IPv6 bool
+	// IPAMOptions are shown as they were given: there is no driver of addresses that knows any.
+	IPAMOptions map[string]string
+	Internal    bool
+	Attachable  bool
+	Ingress     bool
+	IPv4, IPv6  bool
 	// NoAddresses: with neither IPv4 nor IPv6, which otherwise stands for IPv4.
 	NoAddresses bool
 	Options     map[string]string // see options.go

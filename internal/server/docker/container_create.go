@@ -111,10 +111,29 @@ func containerConfig(body createBody, name string, version apiVersion) (containe
 	if host.NetworkMode.IsHost() && (len(host.PortBindings) > 0 || host.PublishAllPorts) {
 		warnings = append(warnings, "Published ports are discarded when using host network mode")
 	}
+	if version >= 1052 {
+		var free []string
+		for p, bindings := range host.PortBindings {
+			if len(bindings) == 0 {
+				free = append(free, p.String())
+			}
+		}
+		if slices.Sort(free); len(free) > 0 {
+			warnings = append(warnings, fmt.Sprintf("Following container port(s) have an empty list of port-bindings: %s. Such bindings will be discarded in a future version.", strings.Join(free, ", ")))
+		}
+	}
 	cfg.Network.MAC = body.MacAddress
 	if body.MacAddress != "" && version < 1052 {
 		if _, err := net.ParseMAC(body.MacAddress); err != nil {
 			return cfg, nil, fault.New(fault.InvalidArgument, "invalid MAC address %q", body.MacAddress)
+		}
+		mode := host.NetworkMode
+		if version < 1044 && !mode.IsBridge() && !mode.IsUserDefined() {
+			return cfg, nil, fault.New(fault.InvalidArgument, "conflicting options: mac-address and the network mode")
+		}
+		if e := nets.EndpointsConfig[string(mode)]; e != nil && len(e.MacAddress) > 0 && !strings.EqualFold(e.MacAddress.String(), body.MacAddress) {
+			return cfg, nil, fault.New(fault.InvalidArgument,
+				"the container-wide MAC address must match the endpoint-specific MAC address for the main network, or be left empty")
 		}
 		if version >= 1044 {
 			warnings = append(warnings, "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead.")

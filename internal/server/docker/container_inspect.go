@@ -98,7 +98,11 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 	if r.version < 1045 {
 		for name, e := range settings.Networks {
 			if apicontainer.NetworkMode(name).IsUserDefined() {
-				e.Aliases = append(slices.Clone(e.Aliases), shortID(c.ID))
+				for _, own := range []string{shortID(c.ID), c.Config.Hostname} {
+					if own != "" && !slices.Contains(e.Aliases, own) {
+						e.Aliases = append(slices.Clip(e.Aliases), own)
+					}
+				}
 			}
 		}
 	}

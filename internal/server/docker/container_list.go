@@ -37,8 +37,8 @@ func (a *containerAPI) list(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	// A status, an exit code or a limit asks for containers that do not run, too.
-	all := r.flag("all") || f.has("status") || f.has("exited") || limit != nil && *limit > 0
+	// A status or a limit asks for containers that do not run, too.
+	all := r.flag("all") || f.has("status") || limit != nil && *limit > 0
 	containers := a.backend.List()
 	slices.SortStableFunc(containers, func(a, b container.Container) int { return b.Created.Compare(a.Created) })
 	out, links, images := []apicontainer.Summary{}, linkNames(containers), map[string]image.Image{}
@@ -47,28 +47,35 @@ func (a *containerAPI) list(w *response, r *request) error {
 		if !all && !c.State.Running || !wanted(c) {
 			continue
 		}
-		s := summary(c, now())
-		s.Names = append(s.Names, links[c.ID]...)
-		if r.version >= 1048 {
-			s.ImageManifestDescriptor = a.manifestOf(r, c)
-		}
-		s.Image = a.imageName(r.Context(), c, images)
+		s := a.summary(r, c, links, images)
 		if r.flag("size") {
 			if s.SizeRw, s.SizeRootFs, err = a.backend.Size(r.Context(), c.ID); err != nil && !fault.Is(err, fault.NotFound) {
 				return err
 			}
-		}
-		if r.version < 1046 {
-			s.HostConfig.Annotations = nil
-		}
-		if r.version < 1052 {
-			s.Health = nil
 		}
 		if out = append(out, s); limit != nil && *limit > 0 && len(out) == *limit {
 			break
 		}
 	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// summary is a container as lists of the request's version show it. links are the names that others have for it, images
+// what names of images were found to stand for.
+func (a *containerAPI) summary(r *request, c *container.Container, links map[string][]string, images map[string]image.Image) apicontainer.Summary {
+	s := summary(c, now())
+	s.Names = append(s.Names, links[c.ID]...)
+	s.Image = a.imageName(r.Context(), c, images)
+	if r.version >= 1048 {
+		s.ImageManifestDescriptor = a.manifestOf(r, c)
+	}
+	if r.version < 1046 {
+		s.HostConfig.Annotations = nil
+	}
+	if r.version < 1052 {
+		s.Health = nil
+	}
+	return s
 }
 
 // imageName is what a container's image is called now: the name that it was made with while that still stands for the

@@ -20,11 +20,12 @@ func olderHostConfig(host *apicontainer.HostConfig, nets *apinetwork.NetworkingC
 	if version < 1043 {
 		host.Annotations = nil
 	}
-	if version < 1048 {
-		for _, e := range nets.EndpointsConfig {
-			if e != nil {
-				e.GwPriority = 0
-			}
+	for _, e := range nets.EndpointsConfig {
+		if e != nil && version < 1044 {
+			e.MacAddress = nil // it was said of the container
+		}
+		if e != nil && version < 1048 {
+			e.GwPriority = 0
 		}
 	}
 	for i := range host.Mounts {

@@ -69,6 +69,13 @@ func statsResponse(previous, s *container.Stats) apicontainer.StatsResponse {
 		PidsStats:   apicontainer.PidsStats{Current: s.Pids, Limit: s.PidsMax},
 		BlkioStats:  apicontainer.BlkioStats{IoServiceBytesRecursive: blkio(s.BlkioServiceBytes), IoServicedRecursive: blkio(s.BlkioServiced)},
 	}
+	if !s.Read.IsZero() { // of one that runs; a client that walks the lists finds them there
+		b := &out.BlkioStats
+		for _, l := range []*[]apicontainer.BlkioStatEntry{&b.IoServiceBytesRecursive, &b.IoServicedRecursive, &b.IoQueuedRecursive, &b.IoServiceTimeRecursive,
+			&b.IoWaitTimeRecursive, &b.IoMergedRecursive, &b.IoTimeRecursive, &b.SectorsRecursive} {
+			*l = list(*l)
+		}
+	}
 	for name, n := range s.Networks {
 		if out.Networks == nil {
 			out.Networks = map[string]apicontainer.NetworkStats{}

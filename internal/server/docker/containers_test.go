@@ -187,8 +187,9 @@ func TestListFilters(t *testing.T) {
 		{filters: client.Filters{}.Add("label", "tier=back"), want: ""},
 		{filters: client.Filters{}.Add("status", "exited"), want: "db"},
 		{filters: client.Filters{}.Add("status", "paused", "exited"), want: "cache db"},
-		{filters: client.Filters{}.Add("exited", "3"), want: "db"},
-		{filters: client.Filters{}.Add("exited", "0"), want: ""},
+		{filters: client.Filters{}.Add("exited", "3"), all: true, want: "db"},
+		{filters: client.Filters{}.Add("exited", "3"), want: ""}, // of those that run
+		{filters: client.Filters{}.Add("exited", "0"), all: true, want: ""},
 		{filters: client.Filters{}.Add("ancestor", "img:1"), want: "cache web-2 web-1"},
 		{filters: client.Filters{}.Add("ancestor", "base"), want: "cache web-2 web-1"},
 		{filters: client.Filters{}.Add("ancestor", "sister"), want: ""},

@@ -135,9 +135,13 @@ func (a *execAPI) inspect(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	keys, err := parseDetachKeys(e.Config.DetachKeys)
+	if err != nil || e.Config.DetachKeys == "" {
+		keys = nil
+	}
 	out := apicontainer.ExecInspectResponse{
 		ID: e.ID, Running: e.Running, ExitCode: e.ExitCode, OpenStdin: e.Config.AttachStdin, OpenStdout: e.Config.AttachStdout,
-		OpenStderr: e.Config.AttachStderr, ContainerID: e.ContainerID, Pid: e.PID, DetachKeys: []byte(e.Config.DetachKeys),
+		OpenStderr: e.Config.AttachStderr, ContainerID: e.ContainerID, Pid: e.PID, DetachKeys: list(keys),
 		ProcessConfig: &apicontainer.ExecProcessConfig{Tty: e.Config.Tty, Privileged: &e.Config.Privileged, User: e.Config.User},
 	}
 	if len(e.Config.Cmd) > 0 {

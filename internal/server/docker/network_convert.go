@@ -63,7 +63,7 @@ func localNetworkSpec(in *apinetwork.CreateRequest) (network.Spec, error) {
 		spec.ConfigFrom = in.ConfigFrom.Network
 	}
 	if in.IPAM != nil {
-		spec.IPAMDriver = in.IPAM.Driver
+		spec.IPAMDriver, spec.IPAMOptions = in.IPAM.Driver, in.IPAM.Options
 	}
 	return spec, nil
 }
@@ -73,10 +73,14 @@ func clusterNetworkSpec(in *apinetwork.CreateRequest) (cloud.NetworkSpec, error)
 	if err != nil {
 		return cloud.NetworkSpec{}, err
 	}
-	return cloud.NetworkSpec{
+	spec := cloud.NetworkSpec{
 		Name: in.Name, Labels: in.Labels, Driver: cloud.DriverOverlay, Options: in.Options, Internal: in.Internal, Attachable: in.Attachable,
 		Ingress: in.Ingress, IPv6: in.EnableIPv6 != nil && *in.EnableIPv6, IPAM: ipam,
-	}, nil
+	}
+	if in.IPAM != nil {
+		spec.IPAMOptions = in.IPAM.Options
+	}
+	return spec, nil
 }
 
 func wireNetwork(n anyNetwork) apinetwork.Network {
@@ -92,7 +96,7 @@ func wireNetwork(n anyNetwork) apinetwork.Network {
 		}
 		return apinetwork.Network{
 			Name: c.Spec.Name, ID: c.ID, Created: c.CreatedAt, Scope: string(network.ScopeSwarm), Driver: cmp.Or(c.Spec.Driver, cloud.DriverOverlay),
-			EnableIPv4: true, EnableIPv6: c.Spec.IPv6, IPAM: wireIPAM("default", subnets), Internal: c.Spec.Internal,
+			EnableIPv4: true, EnableIPv6: c.Spec.IPv6, IPAM: wireIPAM("default", c.Spec.IPAMOptions, subnets), Internal: c.Spec.Internal,
 			Attachable: c.Spec.Attachable, Ingress: c.Spec.Ingress, Options: mapping(options), Labels: mapping(c.Spec.Labels),
 		}
 	}
@@ -103,13 +107,13 @@ func wireNetwork(n anyNetwork) apinetwork.Network {
 	}
 	return apinetwork.Network{
 		Name: l.Spec.Name, ID: l.ID, Created: l.Created, Scope: string(cmp.Or(l.Scope, network.ScopeLocal)), Driver: cmp.Or(l.Spec.Driver, network.DriverBridge),
-		EnableIPv4: l.Spec.IPv4, EnableIPv6: l.Spec.IPv6, IPAM: wireIPAM(cmp.Or(l.Spec.IPAMDriver, "default"), subnets),
+		EnableIPv4: l.Spec.IPv4, EnableIPv6: l.Spec.IPv6, IPAM: wireIPAM(cmp.Or(l.Spec.IPAMDriver, "default"), l.Spec.IPAMOptions, subnets),
 		ConfigFrom: apinetwork.ConfigReference{Network: l.Spec.ConfigFrom}, ConfigOnly: l.Spec.ConfigOnly, Internal: l.Spec.Internal, Attachable: l.Spec.Attachable, Ingress: l.Spec.Ingress, Options: mapping(l.Spec.Options), Labels: mapping(l.Spec.Labels),
 	}
 }
 
-func wireIPAM(driver string, in []cloud.IPAMConfig) apinetwork.IPAM {
-	out := apinetwork.IPAM{Driver: driver, Config: []apinetwork.IPAMConfig{}}
+func wireIPAM(driver string, options map[string]string, in []cloud.IPAMConfig) apinetwork.IPAM {
+	out := apinetwork.IPAM{Driver: driver, Options: options, Config: []apinetwork.IPAMConfig{}}
 	for _, c := range in {
 		out.Config = append(out.Config, apinetwork.IPAMConfig{Subnet: c.Subnet, IPRange: c.Range, Gateway: c.Gateway, AuxAddress: c.Aux})
 	}

@@ -190,6 +190,11 @@ func predefined(n anyNetwork) bool {
 	return !n.swarm() && slices.Contains([]string{network.NameBridge, network.NameHost, network.NameNone}, n.name())
 }
 
+// bare reports whether nothing is made for a container on the network.
+func bare(n anyNetwork) bool {
+	return n.local != nil && (n.local.Spec.Driver == network.DriverHost || n.local.Spec.Driver == network.DriverNull)
+}
+
 // used tells which networks have a container of this host on them.
 func (a *networkAPI) used() func(anyNetwork) bool {
 	ids := map[string]bool{}
@@ -216,6 +221,13 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 		names := a.containerNames()
 		for id, e := range n.local.Members {
 			out.Containers[id] = apinetwork.EndpointResource{Name: cmp.Or(names[id], e.Owner), EndpointID: e.ID, MacAddress: hardwareAddr(e.MAC), IPv4Address: e.IPv4, IPv6Address: e.IPv6}
+		}
+		for _, c := range a.containers.List() { // of host and none, which have no members of their own
+			for _, e := range c.Networks.Endpoints {
+				if _, listed := out.Containers[c.ID]; !listed && c.State.Running && bare(n) && e.NetworkID == n.id() {
+					out.Containers[c.ID] = apinetwork.EndpointResource{Name: names[c.ID], EndpointID: e.EndpointID}
+				}
+			}
 		}
 		out.Peers = peersOf(r.Context(), cluster, n.local, a.swarm)
 	}

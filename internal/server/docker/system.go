@@ -2,7 +2,6 @@ package docker
 
 import (
 	"cmp"
-	"context"
 	"net/http"
 	"net/netip"
 	"runtime"
@@ -65,8 +64,20 @@ func (a *systemAPI) ping(w *response, r *request) error {
 type legacyInfo struct {
 	system.Info
 	ContainerdCommit, RuncCommit, InitCommit legacyCommit
+	RegistryConfig                           legacyRegistryConfig
 	BridgeNfIptables                         *bool `json:",omitempty"`
 	BridgeNfIP6tables                        *bool `json:"BridgeNfIp6tables,omitempty"`
+}
+
+// legacyRegistryConfig has what versions before 1.47 said, never anything, of layers that are not to be distributed.
+type legacyRegistryConfig struct {
+	*registry.ServiceConfig
+	*undistributed
+}
+
+type undistributed struct {
+	CIDRs     []string `json:"AllowNondistributableArtifactsCIDRs"`
+	Hostnames []string `json:"AllowNondistributableArtifactsHostnames"`
 }
 
 // legacyCommit is a program's version with the one that was expected, which versions before 1.49 had.
@@ -128,8 +139,11 @@ func (a *systemAPI) info(w *response, r *request) error {
 			info.DiscoveredDevices = append(info.DiscoveredDevices, system.DeviceInfo{Source: "cdi", ID: name})
 		}
 	}
-	out := legacyInfo{Info: info, ContainerdCommit: legacyCommit{Commit: info.ContainerdCommit},
+	out := legacyInfo{Info: info, RegistryConfig: legacyRegistryConfig{ServiceConfig: info.RegistryConfig}, ContainerdCommit: legacyCommit{Commit: info.ContainerdCommit},
 		RuncCommit: legacyCommit{Commit: info.RuncCommit}, InitCommit: legacyCommit{Commit: info.InitCommit}}
+	if r.version < 1047 {
+		out.RegistryConfig.undistributed = &undistributed{CIDRs: []string{}, Hostnames: []string{}}
+	}
 	if r.version < 1049 {
 		out.FirewallBackend = nil
 		for _, c := range []*legacyCommit{&out.ContainerdCommit, &out.RuncCommit, &out.InitCommit} {
@@ -249,7 +263,7 @@ func (a *systemAPI) diskUsage(w *response, r *request) error {
 		}
 	}
 	if wanted(system.ContainerObject) {
-		u := a.containerUsage(r.Context(), containers)
+		u := a.containerUsage(r, containers)
 		if usage.ContainerUsage = u; legacy {
 			body.Containers = items(&u.Items, verbose)
 		}
@@ -309,12 +323,13 @@ func (a *systemAPI) imageUsage(r *request, containers []container.Container) (*a
 	return u, nil
 }
 
-func (a *systemAPI) containerUsage(ctx context.Context, containers []container.Container) *apicontainer.DiskUsage {
+func (a *systemAPI) containerUsage(r *request, containers []container.Container) *apicontainer.DiskUsage {
 	u := &apicontainer.DiskUsage{Items: []apicontainer.Summary{}}
+	list, links, images := containerAPI{backend: a.Containers, images: a.Images}, linkNames(containers), map[string]image.Image{}
 	for i := range containers {
 		c := &containers[i]
-		s := summary(c, now())
-		rw, rootfs, err := a.Containers.Size(ctx, c.ID)
+		s := list.summary(r, c, links, images)
+		rw, rootfs, err := a.Containers.Size(r.Context(), c.ID)
 		if err != nil {
 			continue // removed meanwhile
 		}

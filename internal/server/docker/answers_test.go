@@ -1,0 +1,54 @@
+package docker
+
+import (
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sampan-cloud/sampan/internal/engine/container"
+)
+
+// TestAnswersHaveWhatDockersHave: what clients of one version or another look for in an answer.
+func TestAnswersHaveWhatDockersHave(t *testing.T) {
+	l := newLab(t)
+	id := func(c string) string { return strings.Repeat(c, 64) }
+	on := func(network, networkID, endpoint string) container.Attachment {
+		return container.Attachment{Endpoints: map[string]container.Endpoint{network: {NetworkName: network, NetworkID: id(networkID), EndpointID: endpoint,
+			Config: container.EndpointConfig{Aliases: []string{"al"}}}}}
+	}
+	running := container.State{Status: container.StatusRunning, Running: true}
+	for _, c := range []*container.Container{
+		{ID: id("a"), State: running, Config: container.Config{Name: "named", Hostname: "hh", Host: container.HostConfig{NetworkMode: "net1"}}, Networks: on("net1", "9", "e1")},
+		{ID: id("b"), State: running, Config: container.Config{Name: "onhost", Host: container.HostConfig{NetworkMode: "host", Links: []string{id("a") + ":db"}}}, Networks: on("host", "1", "e2")},
+		{ID: id("c"), State: container.State{Status: container.StatusExited, ExitCode: 3, FinishedAt: time.Now()}, Config: container.Config{Name: "over"}, Networks: on("host", "1", "e3")},
+	} {
+		l.containers.all[c.ID] = c
+	}
+	l.containers.execs["ex1"] = &container.Exec{ID: "ex1", Config: container.ExecConfig{Cmd: []string{"x"}, DetachKeys: "ctrl-a,b"}}
+	for name, ipam := range map[string]string{"with": `{"Options":{"a":"b"}}`, "empty": `{"Options":{}}`, "without": `{}`} {
+		if code, _, text := l.do(t, "POST", "/networks/create", "application/json", `{"Name":"`+name+`","IPAM":`+ipam+`}`); code != http.StatusCreated {
+			t.Fatal(code, text)
+		}
+	}
+	for _, c := range []struct{ path, says, not string }{
+		{"/v1.44/containers/named/json", `"Aliases":["al","aaaaaaaaaaaa","hh"]`, ""},
+		{"/v1.45/containers/named/json", `"Aliases":["al"]`, ""},
+		{"/networks/host", `"Containers":{"` + id("b") + `":{"Name":"onhost","EndpointID":"e2","MacAddress":"","IPv4Address":"","IPv6Address":""}}`, ""},
+		{"/networks/with", `"IPAM":{"Driver":"default","Options":{"a":"b"},`, ""},
+		{"/networks/empty", `"IPAM":{"Driver":"default","Options":{},`, ""},
+		{"/networks/without", `"IPAM":{"Driver":"default","Options":null,`, ""},
+		{"/exec/ex1/json", `"DetachKeys":"AWI="`, ""},
+		{"/containers/named/stats?stream=0&one-shot=1", `"io_queue_recursive":[],`, "null"},
+		{"/v1.41/system/df", `"Names":["/named","/onhost/db"]`, `"Health"`},
+		{"/v1.46/info", `"AllowNondistributableArtifactsCIDRs":[]`, ""},
+		{"/v1.47/info", `"InsecureRegistryCIDRs":`, "AllowNondistributable"},
+		{"/containers/json?filters=%7B%22exited%22%3A%5B%223%22%5D%7D", `[]`, "over"},
+		{"/containers/json?all=1&filters=%7B%22exited%22%3A%5B%223%22%5D%7D", `"/over"`, ""},
+	} {
+		code, _, text := l.do(t, "GET", c.path, "", "")
+		if code != http.StatusOK || !strings.Contains(text, c.says) || c.not != "" && strings.Contains(text, c.not) {
+			t.Errorf("%s: %d, want %s and not %q in %s", c.path, code, c.says, c.not, text)
+		}
+	}
+}
