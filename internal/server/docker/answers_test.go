@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/engine/image"
 )
 
 // TestAnswersHaveWhatDockersHave: what clients of one version or another look for in an answer.
@@ -26,6 +27,9 @@ func TestAnswersHaveWhatDockersHave(t *testing.T) {
 		l.containers.all[c.ID] = c
 	}
 	l.containers.execs["ex1"] = &container.Exec{ID: "ex1", Config: container.ExecConfig{Cmd: []string{"x"}, DetachKeys: "ctrl-a,b"}}
+	l.images.all["app:1"] = image.Image{ID: "sha256:1", RepoTags: []string{"app:1"}}
+	l.images.all["pinned"] = image.Image{ID: "sha256:2", RepoDigests: []string{"pinned@sha256:" + id("2")}}
+	l.images.all["none"] = image.Image{ID: "sha256:3"}
 	for name, ipam := range map[string]string{"with": `{"Options":{"a":"b"}}`, "empty": `{"Options":{}}`, "without": `{}`} {
 		if code, _, text := l.do(t, "POST", "/networks/create", "application/json", `{"Name":"`+name+`","IPAM":`+ipam+`}`); code != http.StatusCreated {
 			t.Fatal(code, text)
@@ -38,6 +42,13 @@ func TestAnswersHaveWhatDockersHave(t *testing.T) {
 		{"/networks/with", `"IPAM":{"Driver":"default","Options":{"a":"b"},`, ""},
 		{"/networks/empty", `"IPAM":{"Driver":"default","Options":{},`, ""},
 		{"/networks/without", `"IPAM":{"Driver":"default","Options":null,`, ""},
+		{"/v1.27/networks", `"Containers":{"` + id("b") + `":{"Name":"onhost",`, ""},
+		{"/v1.28/networks", `"Name":"host"`, "onhost"},
+		{"/v1.24/images/json?filter=app", `"RepoTags":["app:1"]`, "sha256:2"},
+		{"/v1.25/images/json?filter=app", `"Id":"sha256:2"`, ""},
+		{"/v1.42/images/json", `"Id":"sha256:3","Labels":null,"ParentId":"","RepoDigests":["<none>@<none>"],"RepoTags":["<none>:<none>"]`, ""},
+		{"/v1.42/images/json", `"RepoDigests":["pinned@sha256:` + id("2") + `"],"RepoTags":[]`, ""},
+		{"/v1.42/images/json", `"RepoDigests":[],"RepoTags":["app:1"]`, ""},
 		{"/exec/ex1/json", `"DetachKeys":"AWI="`, ""},
 		{"/containers/named/stats?stream=0&one-shot=1", `"io_queue_recursive":[],`, "null"},
 		{"/v1.41/system/df", `"Names":["/named","/onhost/db"]`, `"Health"`},

@@ -26,7 +26,8 @@ import (
 // createBody is the body of a create request, with the fields that older versions had.
 type createBody struct {
 	apicontainer.CreateRequest
-	MacAddress string `json:"MacAddress"` // of the first network, before 1.52
+	MacAddress   string   `json:"MacAddress"` // of the first network, before 1.52
+	Capabilities []string `json:"-"`          // of HostConfig: all that the container has, in 1.40
 }
 
 // UnmarshalJSON decodes both parts from the same object.
@@ -36,7 +37,9 @@ func (b *createBody) UnmarshalJSON(raw []byte) error {
 	}
 	legacy := struct {
 		MacAddress *string
-	}{&b.MacAddress}
+		HostConfig struct{ Capabilities *[]string }
+	}{MacAddress: &b.MacAddress}
+	legacy.HostConfig.Capabilities = &b.Capabilities
 	return json.Unmarshal(raw, &legacy)
 }
 
@@ -44,6 +47,9 @@ func (b *createBody) UnmarshalJSON(raw []byte) error {
 func containerConfig(body createBody, name string, version apiVersion) (container.Config, []string, error) {
 	if body.Config == nil {
 		return container.Config{}, nil, fault.New(fault.InvalidArgument, "config cannot be empty in order to create a container")
+	}
+	if len(body.Capabilities) > 0 && version == 1040 {
+		return container.Config{}, nil, fault.New(fault.InvalidArgument, "the HostConfig.Capabilities field is not supported by this daemon; use CapAdd and CapDrop to set capabilities")
 	}
 	in, host, nets := body.Config, body.HostConfig, body.NetworkingConfig
 	if host == nil {

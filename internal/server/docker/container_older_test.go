@@ -26,6 +26,8 @@ func TestOlderCreates(t *testing.T) {
 		{1042, `"Annotations":{"a":"b"}`, `"Annotations":null`},
 		{1041, `"ConsoleSize":[10,20]`, `"ConsoleSize":[0,0]`},
 		{1039, `"NetworkMode":"none"`, `"IpcMode":"shareable"`},
+		{1040, `"Capabilities":["NET_ADMIN"]`, "use CapAdd and CapDrop"},
+		{1041, `"Capabilities":["NET_ADMIN"]`, `"CapAdd":null`},
 		{1040, `"NetworkMode":"none"`, `"IpcMode":""`},
 	} {
 		if got := engineConfig(t, `"HostConfig":{`+c.host+`}`, c.version); !strings.Contains(got, c.says) {

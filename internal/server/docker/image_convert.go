@@ -18,13 +18,8 @@ func imageSummary(img *image.Image, r *request) apiimage.Summary {
 	if img.Created.IsZero() {
 		s.Created = 0
 	}
-	if r.version < 1043 {
-		if len(s.RepoTags) == 0 {
-			s.RepoTags = []string{"<none>:<none>"}
-		}
-		if len(s.RepoDigests) == 0 {
-			s.RepoDigests = []string{"<none>@<none>"}
-		}
+	if r.version < 1043 && len(s.RepoTags)+len(s.RepoDigests) == 0 {
+		s.RepoTags, s.RepoDigests = []string{"<none>:<none>"}, []string{"<none>@<none>"}
 	}
 	if r.version >= 1048 && img.Target.Digest != "" {
 		s.Descriptor = &img.Target

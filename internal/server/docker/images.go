@@ -66,6 +66,9 @@ func (a *imageAPI) list(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	if name := r.query.Get("filter"); name != "" && r.version < 1025 && !f.has("reference") {
+		f["reference"] = []string{name}
+	}
 	dangling, err := f.flag("dangling", false)
 	if err != nil {
 		return err

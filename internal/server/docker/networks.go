@@ -182,17 +182,51 @@ func (a *networkAPI) list(w *response, r *request) error {
 		out = append(out, apinetwork.Summary{Network: s})
 	}
 	slices.SortStableFunc(out, func(a, b apinetwork.Summary) int { return strings.Compare(a.Name, b.Name) })
+	if r.version < 1028 {
+		return writeJSON(w, http.StatusOK, a.oldest(nets, out))
+	}
 	return writeJSON(w, http.StatusOK, out)
+}
+
+// oldest is the list in the form of before 1.28, when it had what inspect has.
+func (a *networkAPI) oldest(nets []anyNetwork, list []apinetwork.Summary) []apinetwork.Inspect {
+	byID := map[string]anyNetwork{}
+	for _, n := range nets {
+		byID[n.id()] = n
+	}
+	out := make([]apinetwork.Inspect, len(list))
+	for i, s := range list {
+		out[i] = apinetwork.Inspect{Network: s.Network, Containers: a.connected(byID[s.ID])}
+	}
+	return out
+}
+
+// connected are the endpoints that this host has on a network, by the container.
+func (a *networkAPI) connected(n anyNetwork) map[string]apinetwork.EndpointResource {
+	out := map[string]apinetwork.EndpointResource{}
+	if n.local == nil {
+		return out
+	}
+	names := a.containerNames()
+	for id, e := range n.local.Members {
+		out[id] = apinetwork.EndpointResource{Name: cmp.Or(names[id], e.Owner), EndpointID: e.ID, MacAddress: hardwareAddr(e.MAC), IPv4Address: e.IPv4, IPv6Address: e.IPv6}
+	}
+	if d := n.local.Spec.Driver; d != network.DriverHost && d != network.DriverNull {
+		return out
+	}
+	for _, c := range a.containers.List() { // nothing is made for a container there: it alone knows
+		for _, e := range c.Networks.Endpoints {
+			if c.State.Running && e.NetworkID == n.id() {
+				out[c.ID] = apinetwork.EndpointResource{Name: names[c.ID], EndpointID: e.EndpointID}
+			}
+		}
+	}
+	return out
 }
 
 // predefined networks cannot be removed.
 func predefined(n anyNetwork) bool {
 	return !n.swarm() && slices.Contains([]string{network.NameBridge, network.NameHost, network.NameNone}, n.name())
-}
-
-// bare reports whether nothing is made for a container on the network.
-func bare(n anyNetwork) bool {
-	return n.local != nil && (n.local.Spec.Driver == network.DriverHost || n.local.Spec.Driver == network.DriverNull)
 }
 
 // used tells which networks have a container of this host on them.
@@ -215,20 +249,9 @@ func (a *networkAPI) inspect(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	out := apinetwork.Inspect{Network: wireNetwork(n), Containers: map[string]apinetwork.EndpointResource{}}
+	out := apinetwork.Inspect{Network: wireNetwork(n), Containers: a.connected(n)}
 	cluster, _ := a.swarm.Cluster()
 	if n.local != nil {
-		names := a.containerNames()
-		for id, e := range n.local.Members {
-			out.Containers[id] = apinetwork.EndpointResource{Name: cmp.Or(names[id], e.Owner), EndpointID: e.ID, MacAddress: hardwareAddr(e.MAC), IPv4Address: e.IPv4, IPv6Address: e.IPv6}
-		}
-		for _, c := range a.containers.List() { // of host and none, which have no members of their own
-			for _, e := range c.Networks.Endpoints {
-				if _, listed := out.Containers[c.ID]; !listed && c.State.Running && bare(n) && e.NetworkID == n.id() {
-					out.Containers[c.ID] = apinetwork.EndpointResource{Name: names[c.ID], EndpointID: e.EndpointID}
-				}
-			}
-		}
 		out.Peers = peersOf(r.Context(), cluster, n.local, a.swarm)
 	}
 	if r.version >= 1052 {
