@@ -8,12 +8,12 @@ import (
 
 	"github.com/spf13/pflag"
 
-	"github.com/sampan-cloud/sampan/internal/node"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // keyFlag is a flag for a key of the configuration file: what it was given, as the file would have it.
 type keyFlag struct {
-	node.Flag
+	config.Flag
 	list []string
 	raw  json.RawMessage // nil: it was not given
 }
@@ -47,7 +47,7 @@ func (f *keyFlag) Set(text string) error {
 // keyFlags adds the flags of keys without a field of their own.
 func keyFlags(f *pflag.FlagSet) []*keyFlag {
 	var all []*keyFlag
-	for _, k := range node.Flags() {
+	for _, k := range config.Flags() {
 		kf := &keyFlag{Flag: k}
 		var letter string
 		kf.Name, letter, _ = strings.Cut(k.Name, ",")
@@ -61,7 +61,7 @@ func keyFlags(f *pflag.FlagSet) []*keyFlag {
 }
 
 // lay lays what the flags were given over the configuration.
-func lay(c *node.Config, flags []*keyFlag) error {
+func lay(c *config.Config, flags []*keyFlag) error {
 	for _, f := range flags {
 		if f.raw != nil {
 			if err := c.Set(f.Key, f.raw); err != nil {

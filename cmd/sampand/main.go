@@ -21,6 +21,7 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/engine/image"
 	"github.com/sampan-cloud/sampan/internal/node"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 	"github.com/sampan-cloud/sampan/internal/sys/stackdump"
 )
 
@@ -42,7 +43,7 @@ func main() {
 }
 
 func command() *cobra.Command {
-	cfg := node.DefaultConfig()
+	cfg := config.Default()
 	cfg.Version, cfg.Commit, cfg.Built = version, commit, built
 	cfg.Network.LinkEnv = os.Getenv("DOCKER_KEEP_DEPRECATED_LEGACY_LINKS_ENV_VARS") == "1" // dockerd's name for it
 	var file string
@@ -50,11 +51,11 @@ func command() *cobra.Command {
 	var others []*keyFlag
 	var validate bool
 	// load is the configuration by the command line and the file as it is now.
-	load := func(cmd *cobra.Command) (node.Config, error) {
+	load := func(cmd *cobra.Command) (config.Config, error) {
 		c := cfg
 		c.Network.DefaultOptions = nil
 		for _, text := range pools {
-			p, err := node.ParseAddressPool(text)
+			p, err := config.ParseAddressPool(text)
 			if err != nil {
 				return c, err
 			}
@@ -98,7 +99,7 @@ func command() *cobra.Command {
 				cmd.PrintErrln("configuration OK")
 				return nil
 			}
-			return run(c, func() (node.Config, error) { return load(cmd) })
+			return run(c, func() (config.Config, error) { return load(cmd) })
 		},
 	}
 	f := cmd.Flags()
@@ -148,7 +149,7 @@ func command() *cobra.Command {
 }
 
 // run runs the daemon until it is told to end. reload reads the configuration again.
-func run(cfg node.Config, reload func() (node.Config, error)) error {
+func run(cfg config.Config, reload func() (config.Config, error)) error {
 	if os.Getuid() != 0 {
 		return errors.New("not root: namespaces, mounts and networks need root: run it with sudo or as a systemd service")
 	}
@@ -194,7 +195,7 @@ func run(cfg node.Config, reload func() (node.Config, error)) error {
 }
 
 // setProxy puts configured proxies in the place of those in the environment.
-func setProxy(p node.Proxies) {
+func setProxy(p config.Proxies) {
 	for name, value := range map[string]string{"HTTP_PROXY": p.HTTP, "HTTPS_PROXY": p.HTTPS, "NO_PROXY": p.No} {
 		if value != "" {
 			_ = os.Setenv(name, value)

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sampan-cloud/sampan/internal/node"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // TestProxyIsForRegistriesOnly: the proxy that is configured, else that of the environment, is used for registries, and nothing else finds it there.
@@ -19,7 +19,7 @@ func TestProxyIsForRegistriesOnly(t *testing.T) {
 	t.Setenv("HTTPS_PROXY", "http://proxy.example:3128")
 	t.Setenv("NO_PROXY", "inside.example")
 	t.Setenv("http_proxy", "http://other.example:1")
-	setProxy(node.Proxies{HTTP: "http://configured.example:1"})
+	setProxy(config.Proxies{HTTP: "http://configured.example:1"})
 	choose, environ := takeProxy()
 	if !slices.Contains(environ, "HTTP_PROXY=http://configured.example:1") || slices.Contains(environ, "http_proxy=http://other.example:1") {
 		t.Errorf("the builder's environment: %q", environ)

@@ -3,11 +3,11 @@ package main
 import (
 	"github.com/spf13/pflag"
 
-	"github.com/sampan-cloud/sampan/internal/node"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // networkFlags adds the flags of networks, which have dockerd's names; options takes those of new networks.
-func networkFlags(f *pflag.FlagSet, c *node.NetworkConfig, options *[]string) {
+func networkFlags(f *pflag.FlagSet, c *config.Network, options *[]string) {
 	f.StringVarP(&c.Bridge, "bridge", "b", "", `bridge that the default network uses and somebody else made; "none": no default network`)
 	f.BoolVar(&c.IPv6, "ipv6", false, "IPv6 on the default bridge")
 	f.StringVar(&c.BIP6, "bip6", "", "IPv6 address and prefix of the default bridge")

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sampan-cloud/sampan/internal/cloud"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 	"github.com/sampan-cloud/sampan/internal/server/docker"
 	"github.com/sampan-cloud/sampan/internal/sys/cgroup"
 )
@@ -23,12 +24,12 @@ import (
 // hostInfo is what is said of the host and the daemon; what cannot change while the daemon runs is read once.
 type hostInfo struct {
 	mu   sync.Mutex // guards what follows
-	cfg  Config
+	cfg  config.Config
 	base docker.HostInfo
 }
 
 // reload takes over what can change of the configuration.
-func (h *hostInfo) reload(cfg Config) {
+func (h *hostInfo) reload(cfg config.Config) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.cfg.Labels = cfg.Labels
@@ -36,7 +37,7 @@ func (h *hostInfo) reload(cfg Config) {
 	h.base.SecurityOptions = securityOptions(cfg)
 }
 
-func newHostInfo(cfg Config, id string) *hostInfo {
+func newHostInfo(cfg config.Config, id string) *hostInfo {
 	var u unix.Utsname
 	_ = unix.Uname(&u)
 	var s unix.Sysinfo_t
@@ -134,7 +135,7 @@ func cgroupVersion() string {
 	return "1"
 }
 
-func securityOptions(cfg Config) []string {
+func securityOptions(cfg config.Config) []string {
 	options := []string{"name=seccomp,profile=" + cmp.Or(cfg.SeccompProfile, "builtin")}
 	if _, err := os.Stat("/sys/kernel/security/apparmor"); err == nil {
 		options = append(options, "name=apparmor")

@@ -3,11 +3,13 @@ package node
 import (
 	"slices"
 	"testing"
+
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // TestInfoSaysHowImagesAreKept: clients look for it first of all, as Docker says nothing else there.
 func TestInfoSaysHowImagesAreKept(t *testing.T) {
-	h := newHostInfo(Config{DataRoot: t.TempDir()}, "id")
+	h := newHostInfo(config.Config{DataRoot: t.TempDir()}, "id")
 	if got := h.base.DriverStatus[0]; got != [2]string{"driver-type", "io.containerd.snapshotter.v1"} {
 		t.Errorf("%v", got)
 	}
@@ -15,7 +17,7 @@ func TestInfoSaysHowImagesAreKept(t *testing.T) {
 
 // TestInfoNamesProxies: without what they are logged in with.
 func TestInfoNamesProxies(t *testing.T) {
-	h := newHostInfo(Config{DataRoot: t.TempDir(), ProxyEnviron: []string{"https_proxy=http://me:secret@proxy.example:3128", "HTTP_PROXY=http://proxy.example:1", "NO_PROXY=a,b"}}, "id").Info()
+	h := newHostInfo(config.Config{DataRoot: t.TempDir(), ProxyEnviron: []string{"https_proxy=http://me:secret@proxy.example:3128", "HTTP_PROXY=http://proxy.example:1", "NO_PROXY=a,b"}}, "id").Info()
 	if h.HTTPProxy != "http://proxy.example:1" || h.HTTPSProxy != "http://xxxxx:xxxxx@proxy.example:3128" || h.NoProxy != "a,b" {
 		t.Errorf("%q %q %q", h.HTTPProxy, h.HTTPSProxy, h.NoProxy)
 	}
@@ -31,7 +33,7 @@ func TestInfoSaysWhichBuildAndInitItIs(t *testing.T) {
 		}
 		return versions
 	}
-	cfg := Config{DataRoot: t.TempDir(), Version: "1.2", Built: "2026-11-30T21:00:00Z"}
+	cfg := config.Config{DataRoot: t.TempDir(), Version: "1.2", Built: "2026-11-30T21:00:00Z"}
 	if h := newHostInfo(cfg, "id"); h.base.BuildTime != cfg.Built || h.base.InitBinary != "sampan-init" || !slices.Equal(inits(h), []string{"1.2"}) {
 		t.Errorf("%+v", h.base)
 	}

@@ -2,7 +2,6 @@ package node
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -13,10 +12,12 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // listeners opens every address of the configuration, all or none.
-func listeners(cfg Config) (_ []net.Listener, err error) {
+func listeners(cfg config.Config) (_ []net.Listener, err error) {
 	var all []net.Listener
 	defer func() {
 		if err != nil {
@@ -77,28 +78,10 @@ func listenUnix(path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-func listenTLS(addr string, cfg Config) (net.Listener, error) {
-	t, err := cfg.tlsConfig()
+func listenTLS(addr string, cfg config.Config) (net.Listener, error) {
+	t, err := cfg.ServerTLS()
 	if err != nil {
 		return nil, err
 	}
 	return tls.Listen("tcp", addr, t)
-}
-
-// tlsConfig reads the certificates of tcp://.
-func (cfg *Config) tlsConfig() (*tls.Config, error) {
-	cert, err := tls.LoadX509KeyPair(cfg.TLSCert, cfg.TLSKey)
-	if err != nil {
-		return nil, fmt.Errorf("--tlscert %s, --tlskey %s: %w", cfg.TLSCert, cfg.TLSKey, err)
-	}
-	pem, err := os.ReadFile(cfg.TLSCACert)
-	if err != nil {
-		return nil, err
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("--tlscacert %s: no certificate in it", cfg.TLSCACert)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: pool,
-		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12}, nil
 }

@@ -24,12 +24,13 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault/failpoint"
 	"github.com/sampan-cloud/sampan/internal/keeper"
 	"github.com/sampan-cloud/sampan/internal/network"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 	"github.com/sampan-cloud/sampan/internal/node/membership"
 )
 
 // Node is a running host. It holds every part of the daemon, as the composition root does, and nothing else.
 type Node struct {
-	cfg  Config // that it was started with
+	cfg  config.Config // that it was started with
 	log  *slog.Logger
 	host *hostInfo
 	bus  *events.Bus
@@ -46,8 +47,8 @@ type Node struct {
 
 	metricsListener net.Listener // of --metrics-addr, nil without it
 
-	reloading sync.Mutex // guards live
-	live      Config     // what was reloaded last
+	reloading sync.Mutex    // guards live
+	live      config.Config // what was reloaded last
 
 	ready   bool           // it came to work
 	closers []func() error // in order of start; run backwards
@@ -55,7 +56,7 @@ type Node struct {
 
 // New builds and starts everything but the API, which Run serves. When it fails, what it had started is ended again;
 // containers of an earlier daemon go on either way.
-func New(ctx context.Context, cfg Config, log *slog.Logger) (_ *Node, err error) {
+func New(ctx context.Context, cfg config.Config, log *slog.Logger) (_ *Node, err error) {
 	began := time.Now()
 	n := &Node{cfg: cfg, live: cfg, log: log, bus: new(events.Bus), agents: agentSlot{log: log}}
 	defer func() {
@@ -151,7 +152,7 @@ func (n *Node) openStores(ctx context.Context) error {
 
 // startContainers brings up the networks and the engine and takes over the containers that run.
 func (n *Node) startContainers(ctx context.Context) error {
-	cfg := n.cfg.networkConfig()
+	cfg := n.cfg.Networks()
 	cfg.Names, cfg.Logger = n.keeper, n.log
 	var err error
 	if n.networks, err = network.New(cfg); err != nil {
@@ -162,7 +163,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 		n.bus.Publish(events.Event{Type: "volume", Action: action, ID: v.Name, Attrs: map[string]string{"driver": v.Driver}})
 	})
 	adapter := &sandboxes{networks: n.networks, defaults: n.cfg.Network, attach: n.agents.attach, detach: n.agents.detach, find: n.findNetwork}
-	users, err := hostAccounts.userNS(n.cfg.UsernsRemap, n.cfg.Userns)
+	users, err := n.cfg.UserNS()
 	if err != nil {
 		return err
 	}
@@ -175,7 +176,7 @@ func (n *Node) startContainers(ctx context.Context) error {
 		Root: filepath.Join(n.cfg.DataRoot, "containers"), ExecRoot: n.cfg.ExecRoot, CgroupParent: n.cfg.CgroupParent,
 		DefaultLog: container.LogConfig{Driver: n.cfg.LogDriver, Options: n.cfg.LogOpts}, Defaults: n.cfg.Defaults, Logger: n.log,
 		Keeper: n.keeper, Images: n.images, Volumes: n.volumes, Networks: adapter, Events: n.bus, InitPath: findInit(n.cfg.Init),
-		HostGateway: addrs(n.cfg.Network.HostGatewayIPs), CDISpecDirs: n.cfg.CDISpecDirs, UserNS: users,
+		HostGateway: n.cfg.Network.HostGateways(), CDISpecDirs: n.cfg.CDISpecDirs, UserNS: users,
 	})
 	if err != nil {
 		return err

@@ -11,11 +11,12 @@ import (
 
 	"github.com/sampan-cloud/sampan/internal/build"
 	"github.com/sampan-cloud/sampan/internal/engine/events"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // Reload applies what can change while the daemon runs of a configuration that Validate has looked at. It changes all of
 // that or, when it fails, nothing. later are the keys of the file that a restart would apply.
-func (n *Node) Reload(cfg Config) (later []string, err error) {
+func (n *Node) Reload(cfg config.Config) (later []string, err error) {
 	n.reloading.Lock()
 	defer n.reloading.Unlock()
 	// What can fail comes first; Validate has seen to it that the rest does not.
@@ -28,7 +29,7 @@ func (n *Node) Reload(cfg Config) (later []string, err error) {
 	if err := n.containers.SetDefaults(cfg.Defaults); err != nil {
 		return nil, err
 	}
-	built := func(c *Config) string {
+	built := func(c *config.Config) string {
 		text, err := json.Marshal([]any{c.Mirrors, c.Insecure, c.Debug, c.BuildSettings})
 		return fmt.Sprint(string(text), err)
 	}
@@ -45,17 +46,13 @@ func (n *Node) Reload(cfg Config) (later []string, err error) {
 	}
 	n.live = cfg
 	// What another than the one that the daemon was started with is waiting for is said each time.
-	for _, name := range cfg.changedKeys(&n.cfg) {
-		if !keys[name].live {
-			later = append(later, name)
-		}
-	}
+	later = cfg.NeedRestart(&n.cfg)
 	n.bus.Publish(events.Event{Type: "daemon", Action: "reload", ID: n.host.base.ID, Attrs: reloadAttributes(&cfg, n.host.base.Name, n.host.base.CgroupVersion)})
 	return later, nil
 }
 
 // reloadAttributes are those that dockerd's event has.
-func reloadAttributes(c *Config, host, cgroupVersion string) map[string]string {
+func reloadAttributes(c *config.Config, host, cgroupVersion string) map[string]string {
 	list := func(s []string) string {
 		text, err := json.Marshal(append([]string{}, s...))
 		if err != nil {

@@ -1,31 +1,15 @@
 package node
 
 import (
-	"slices"
 	"testing"
 
 	"github.com/sampan-cloud/sampan/internal/engine/container"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
-
-// TestChangedKeys: spaces and the order of keys are no change.
-func TestChangedKeys(t *testing.T) {
-	before, err := readText(t, `{"mtu": 1400, "log-opts": {"max-size": "1m"}, "labels": ["a=1"]}`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	after, err := readText(t, `{"labels": [ "a=2" ],
-		"log-opts": { "max-size":"1m" }, "data-root": "/x"}`)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := after.changedKeys(&before); !slices.Equal(got, []string{"data-root", "labels", "mtu"}) {
-		t.Errorf("changed: %v", got)
-	}
-}
 
 // TestReloadAttributes: scripts read them from dockerd's event.
 func TestReloadAttributes(t *testing.T) {
-	c := DefaultConfig()
+	c := config.Default()
 	a := reloadAttributes(&c, "host1", "2")
 	for name, want := range map[string]string{"name": "host1", "debug": "false", "labels": "[]", "insecure-registries": "[]", "registry-mirrors": "[]",
 		"max-concurrent-downloads": "3", "max-concurrent-uploads": "5", "max-download-attempts": "5", "default-stop-timeout": "10",

@@ -12,6 +12,7 @@ import (
 	"github.com/sampan-cloud/sampan/internal/engine/container"
 	"github.com/sampan-cloud/sampan/internal/fault"
 	"github.com/sampan-cloud/sampan/internal/network"
+	"github.com/sampan-cloud/sampan/internal/node/config"
 )
 
 // labelTask marks the container of a cluster's task.
@@ -21,7 +22,7 @@ const labelTask = "com.docker.swarm.task.id"
 // network's answers into the engine's.
 type sandboxes struct {
 	networks *network.Manager
-	defaults NetworkConfig // for what containers leave open
+	defaults config.Network // for what containers leave open
 	// attach asks the cluster for an address of a standalone container on one of its networks; detach gives it back.
 	attach func(ctx context.Context, c container.Container, net string, e network.EndpointSpec) (network.EndpointSpec, error)
 	detach func(ctx context.Context, containerID, networkID string)
@@ -326,4 +327,12 @@ func netSysctls(all map[string]string) map[string]string {
 		}
 	}
 	return out
+}
+
+// either is a if there is anything in it, else b.
+func either(a, b []string) []string {
+	if len(a) > 0 {
+		return a
+	}
+	return b
 }

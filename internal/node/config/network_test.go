@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"net/netip"
@@ -17,14 +17,14 @@ func TestNetworkConfiguration(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c := DefaultConfig()
+	c := Default()
 	if err := c.ReadFile(path, func(string) bool { return false }); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	n := c.networkConfig()
+	n := c.Networks()
 	b := n.Bridge
 	if b.BIP.String() != "10.1.0.1/24" || b.FixedCIDR.Bits() != 25 || b.Gateway4.String() != "10.1.0.9" || !b.IPv6 || b.BIP6.String() != "fd01::1/64" ||
 		b.FixedCIDR6.Bits() != 80 || b.Gateway6.String() != "fd01::9" || !b.NoICC || !b.NoMasquerade || b.Bind != netip.MustParseAddr("10.99.0.1") {
@@ -33,16 +33,16 @@ func TestNetworkConfiguration(t *testing.T) {
 	if !n.NoForwarding || !n.OpenForwarding || !n.NoProxy || !n.DirectRouting || n.AcceptMark != "1/3" || n.DefaultOptions["bridge"]["com.docker.network.driver.mtu"] != "1400" {
 		t.Errorf("%+v", n)
 	}
-	if d := c.Network; len(d.DNS) != 1 || len(d.DNSOptions) != 1 || len(d.DNSSearch) != 1 || len(addrs(d.HostGatewayIPs)) != 2 {
+	if d := c.Network; len(d.DNS) != 1 || len(d.DNSOptions) != 1 || len(d.DNSSearch) != 1 || len(d.HostGateways()) != 2 {
 		t.Errorf("%+v", d)
 	}
-	plain := DefaultConfig()
-	if n := plain.networkConfig(); n.NoProxy || n.NoForwarding || n.Bridge.NoICC || n.Bridge.NoMasquerade || n.Bridge.Disabled {
+	plain := Default()
+	if n := plain.Networks(); n.NoProxy || n.NoForwarding || n.Bridge.NoICC || n.Bridge.NoMasquerade || n.Bridge.Disabled {
 		t.Errorf("without flags: %+v", n)
 	}
-	none := DefaultConfig()
+	none := Default()
 	none.Network.Bridge = "none"
-	if n := none.networkConfig(); !n.Bridge.Disabled || n.Bridge.Link != "" {
+	if n := none.Networks(); !n.Bridge.Disabled || n.Bridge.Link != "" {
 		t.Errorf("--bridge none: %+v", n.Bridge)
 	}
 }
@@ -60,14 +60,14 @@ func TestNetworkConfigurationIsRefused(t *testing.T) {
 		"there is nftables only": func(c *Config) { c.Network.FirewallBackend = "iptables" },
 		"at most 15 characters":  func(c *Config) { c.Network.Bridge = "a-name-that-is-too-long" },
 	} {
-		c := DefaultConfig()
+		c := Default()
 		edit(&c)
 		if err := c.Validate(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v", want, err)
 		}
 	}
 	for _, text := range []string{"", "bridge", "bridge=mtu", "=a=b", "bridge==b"} {
-		if err := new(NetworkConfig).ParseDefaultOption(text); err == nil {
+		if err := new(Network).ParseDefaultOption(text); err == nil {
 			t.Errorf("--default-network-opt %q is taken", text)
 		}
 	}

@@ -1,4 +1,4 @@
-package node
+package config
 
 // Flag is a flag of the command line for a key of the configuration file that has no other.
 type Flag struct {

@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"encoding/json"
@@ -21,7 +21,7 @@ func readText(t *testing.T, text string, flags ...string) (Config, error) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c := DefaultConfig()
+	c := Default()
 	return c, c.ReadFile(path, func(name string) bool { return slices.Contains(flags, name) })
 }
 
@@ -180,7 +180,7 @@ func TestEveryKeyOfDockerd(t *testing.T) {
 
 // TestKeysAreDocumented: the table of docs/configuration.md has every key, and says of each whether a reload applies it.
 func TestKeysAreDocumented(t *testing.T) {
-	text, err := os.ReadFile("../../docs/configuration.md")
+	text, err := os.ReadFile("../../../docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}

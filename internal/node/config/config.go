@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"encoding/json"
@@ -38,7 +38,7 @@ type Config struct {
 	FixedCIDR    string
 	Pools        []AddressPool // where subnets of local networks come from
 	MTU          int           // of local networks, 0: 1500
-	Network      NetworkConfig
+	Network      Network
 	Insecure     []string // registries spoken to over plain HTTP or with unknown certificates
 	Mirrors      []string // of docker.io
 	CertDirs     []string // folders with a folder of certificates for each registry that has its own
@@ -87,13 +87,13 @@ type AddressPool struct {
 	Size int
 }
 
-// DefaultConfig is the configuration of a daemon that is started without flags.
-func DefaultConfig() Config {
+// Default is the configuration of a daemon that is started without flags.
+func Default() Config {
 	return Config{
 		Hosts: []string{"unix:///run/sampan/sampan.sock"}, DataRoot: "/var/lib/sampan", ExecRoot: "/run/sampan",
 		CertDirs: []string{"/etc/sampan/certs.d", "/etc/docker/certs.d"},
 		PidFile:  "/run/sampan/sampand.pid", LogLevel: "info", LogFormat: "text", CgroupParent: "/sampan", LogDriver: "json-file",
-		Network: defaultNetworkConfig(),
+		Network: defaultNetwork(),
 	}
 }
 
@@ -227,7 +227,7 @@ func (c *Config) Level() slog.Level {
 func (c *Config) CheckFiles() error {
 	var errs []error
 	if slices.ContainsFunc(c.Hosts, func(h string) bool { return strings.HasPrefix(h, "tcp://") }) {
-		_, err := c.tlsConfig()
+		_, err := c.ServerTLS()
 		errs = append(errs, err)
 	}
 	if c.Group != "" {
@@ -241,7 +241,7 @@ func (c *Config) CheckFiles() error {
 			}
 		}
 	}
-	if _, err := hostAccounts.userNS(c.UsernsRemap, c.Userns); err != nil {
+	if _, err := c.UserNS(); err != nil {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)

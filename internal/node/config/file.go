@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"bytes"
@@ -85,6 +85,12 @@ func (c *Config) ReadFile(path string, flagged func(name string) bool) error {
 		return fault.New(fault.InvalidArgument, "configuration file %s: change or delete:\n  %s", path, strings.Join(wrong, "\n  "))
 	}
 	return nil
+}
+
+// NeedRestart are the keys of the file that have other values than when the daemon was started, and that a reload does not
+// apply.
+func (c *Config) NeedRestart(started *Config) []string {
+	return slices.DeleteFunc(c.changedKeys(started), func(name string) bool { return keys[name].live })
 }
 
 // changedKeys are the keys of the file whose values are others than in an earlier reading of it.

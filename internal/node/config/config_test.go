@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"os"
@@ -37,7 +37,7 @@ func TestConfigValidate(t *testing.T) {
 		"cgroup parent goes up": {func(c *Config) { c.CgroupParent = "/a/../.." }, "absolute path"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := DefaultConfig()
+			c := Default()
 			test.change(&c)
 			err := c.Validate()
 			switch {
@@ -56,7 +56,7 @@ func TestConfigFile(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		c := DefaultConfig()
+		c := Default()
 		return c, c.ReadFile(path, func(name string) bool {
 			for _, f := range flags {
 				if f == name {
@@ -72,7 +72,7 @@ func TestConfigFile(t *testing.T) {
 	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	c := DefaultConfig()
+	c := Default()
 	if err := c.ReadFile(path, func(string) bool { return false }); err != nil {
 		t.Fatal(err)
 	}

@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"errors"
@@ -32,6 +32,11 @@ const (
 // autoPool are the IDs that --userns=auto uses where none are set aside for it: a part of the 32 bits that systemd
 // leaves to nobody (systemd's UIDS-GIDS document), above what it gives to its own containers.
 var autoPool = userns.Range{Outside: 0x70000000, Count: 4094 * container.PoolSize}
+
+// UserNS is what the configuration and this host's accounts say about containers' user namespaces.
+func (c *Config) UserNS() (container.UserNS, error) {
+	return hostAccounts.userNS(c.UsernsRemap, c.Userns)
+}
 
 // userNS is what the flags say about containers' user namespaces.
 func (a accounts) userNS(remap, mode string) (container.UserNS, error) {

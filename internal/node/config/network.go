@@ -1,4 +1,4 @@
-package node
+package config
 
 import (
 	"net/netip"
@@ -8,9 +8,9 @@ import (
 	"github.com/sampan-cloud/sampan/internal/network"
 )
 
-// NetworkConfig is what can be set about the networks of this host. It has a field for each of dockerd's flags, which
+// Network is what can be set about the networks of this host. It has a field for each of dockerd's flags, which
 // is why it is long.
-type NetworkConfig struct {
+type Network struct {
 	Bridge             string // the default bridge, made by somebody else; "none": no default bridge
 	IPv6               bool   // of the default bridge
 	BIP6               string
@@ -36,13 +36,13 @@ type NetworkConfig struct {
 	LinkEnv            bool                         // variables for links on the default bridge, as before Docker 29
 }
 
-// defaultNetworkConfig is dockerd's.
-func defaultNetworkConfig() NetworkConfig {
-	return NetworkConfig{ICC: true, IPMasq: true, IPForward: true, IPTables: true, IP6Tables: true, UserlandProxy: true}
+// defaultNetwork is dockerd's.
+func defaultNetwork() Network {
+	return Network{ICC: true, IPMasq: true, IPForward: true, IPTables: true, IP6Tables: true, UserlandProxy: true}
 }
 
 // SetDefaultOption gives new networks of a driver an option.
-func (c *NetworkConfig) SetDefaultOption(driver, key, value string) {
+func (c *Network) SetDefaultOption(driver, key, value string) {
 	if c.DefaultOptions == nil {
 		c.DefaultOptions = map[string]map[string]string{}
 	}
@@ -53,7 +53,7 @@ func (c *NetworkConfig) SetDefaultOption(driver, key, value string) {
 }
 
 // ParseDefaultOption reads DRIVER=KEY=VALUE, the form of --default-network-opt.
-func (c *NetworkConfig) ParseDefaultOption(text string) error {
+func (c *Network) ParseDefaultOption(text string) error {
 	driver, option, _ := strings.Cut(text, "=")
 	key, value, ok := strings.Cut(option, "=")
 	if !ok || driver == "" || key == "" {
@@ -64,7 +64,7 @@ func (c *NetworkConfig) ParseDefaultOption(text string) error {
 }
 
 // validate reports what is wrong by bad.
-func (c *NetworkConfig) validate(bip string, bad func(format string, args ...any)) {
+func (c *Network) validate(bip string, bad func(format string, args ...any)) {
 	address := func(flag, s string, v6 bool) {
 		if a, err := netip.ParseAddr(s); s != "" && (err != nil || a.Is6() != v6) {
 			bad("--%s %q: want an address of the right version of IP", flag, s)
@@ -104,8 +104,8 @@ func (c *NetworkConfig) validate(bip string, bad func(format string, args ...any
 	}
 }
 
-// networkConfig puts the configuration, which Validate has looked at, into network's words.
-func (c *Config) networkConfig() network.Config {
+// Networks puts the configuration, which Validate has looked at, into network's words.
+func (c *Config) Networks() network.Config {
 	prefix := func(s string) netip.Prefix { p, _ := netip.ParsePrefix(s); return p }
 	addr := func(s string) netip.Addr { a, _ := netip.ParseAddr(s); return a }
 	n := c.Network
@@ -124,21 +124,13 @@ func (c *Config) networkConfig() network.Config {
 	return out
 }
 
-// addrs are addresses that validate has looked at.
-func addrs(texts []string) []netip.Addr {
-	out := make([]netip.Addr, 0, len(texts))
-	for _, s := range texts {
+// HostGateways are the addresses that host-gateway stands for, of a configuration that Validate has looked at.
+func (c *Network) HostGateways() []netip.Addr {
+	out := make([]netip.Addr, 0, len(c.HostGatewayIPs))
+	for _, s := range c.HostGatewayIPs {
 		if a, err := netip.ParseAddr(s); err == nil {
 			out = append(out, a)
 		}
 	}
 	return out
-}
-
-// either is a if there is anything in it, else b.
-func either(a, b []string) []string {
-	if len(a) > 0 {
-		return a
-	}
-	return b
 }
