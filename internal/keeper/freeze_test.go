@@ -109,6 +109,23 @@ func TestPauseOfWhatHardlyRuns(t *testing.T) {
 	}
 }
 
+// TestPauseOfWhatBecomesAnother: a process with threads that becomes another program can be paused whenever that is. With
+// version 1 of cgroups it waits for its threads and does not stop, and they, once frozen, do not end.
+func TestPauseOfWhatBecomesAnother(t *testing.T) {
+	h := newHost(t)
+	s := h.spec("changer", "20")
+	h.t.Cleanup(func() { endGroups(s.ID) })
+	h.runReady(s)
+	for range 10 {
+		if err := h.c.Pause(h.ctx(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := h.c.Resume(h.ctx(), s.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestKeeperDiesInAPause: a pause in which the keeper is killed is taken back by the next one, which is asked again, and the
 // limits that were lifted for it are what they were.
 func TestKeeperDiesInAPause(t *testing.T) {

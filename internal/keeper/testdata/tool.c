@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -105,6 +106,7 @@ static void on(int sig) {
 	case SIGWINCH: size(); break;
 	}
 }
+static void *spin(void *nothing) { for (volatile long n = 0;; n++) {} return nothing; }
 int main(int argc, char **argv) {
 	const char *do_ = argc > 1 ? argv[1] : "";
 	struct sigaction a = {.sa_handler = on, .sa_flags = SA_RESTART};
@@ -120,6 +122,13 @@ int main(int argc, char **argv) {
 		for (int i = 0; i < atoi(argv[2]); i++)
 			if (fork() == 0) { alarm(300); for (volatile long n = 0;; n++) {} }
 		say("ready\n"); for (;;) pause();
+	}
+	if (!strcmp(do_, "changer")) { // changer N: becomes itself again and again, each time with so many busy threads
+		if (getenv("AGAIN") == NULL) { alarm(300); say("ready\n"); setenv("AGAIN", "1", 1); }
+		signal(SIGALRM, SIG_DFL);
+		for (int i = 0; i < atoi(argv[2]); i++) { pthread_t t; pthread_create(&t, NULL, spin, NULL); }
+		execv("/proc/self/exe", argv);
+		return 95;
 	}
 	if (!strcmp(do_, "stopper")) { say("ready\n"); for (;;) kill(-1, SIGSTOP); } // stops whatever comes into its container
 	if (!strcmp(do_, "cat")) {

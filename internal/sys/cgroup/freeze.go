@@ -21,13 +21,21 @@ type Groups map[string]string
 // Held is what files of control groups said before they were changed, by path.
 type Held map[string]string
 
-// liftAfter is how long a freeze is waited for before limits on the CPU are lifted: most groups are frozen at once.
-const liftAfter = 20 * time.Millisecond
+const (
+	// liftAfter is how long a freeze is waited for before limits on the CPU are lifted: most groups are frozen at once.
+	liftAfter = 20 * time.Millisecond
+	// firstTry is how long the first attempt takes; each after it takes twice as long.
+	firstTry = 250 * time.Millisecond
+	// gasp is how long the processes go on between two attempts.
+	gasp = 10 * time.Millisecond
+)
 
 // Freeze stops every process in the groups and returns when all of them stand still. Such a state is reached as soon as
 // each has run for a moment, which takes long where it hardly gets to: so after a while the groups' limits on the CPU are
 // lifted, and put back before this returns. note is told before that what they are, for whoever has to Restore them if this
-// process dies meanwhile, and lifted after it. When ctx ends first the processes go on, and the error names some that did not stop.
+// process dies meanwhile, and lifted after it. With version 1 a process with threads that becomes another program waits for
+// these to end, which they cannot once they are frozen, and does not stop itself: what does not stop for a while is let go
+// on for a moment, ever more rarely. When ctx ends first the processes go on, and the error names some that did not stop.
 func Freeze(ctx context.Context, groups Groups, note func(Held) error, lifted func()) (err error) {
 	f, err := freezerOf(groups)
 	if err != nil {
@@ -46,7 +54,8 @@ func Freeze(ctx context.Context, groups Groups, note func(Held) error, lifted fu
 	began := time.Now()
 	look := time.NewTicker(time.Millisecond)
 	defer look.Stop()
-	for n := 1; ; n++ {
+	try, tryBegan := firstTry, began
+	for {
 		if frozen, err := f.frozen(); err != nil || frozen {
 			return err
 		}
@@ -58,10 +67,15 @@ func Freeze(ctx context.Context, groups Groups, note func(Held) error, lifted fu
 			lift(held)
 			lifted()
 		}
-		if n%100 == 0 { // for those that came in by another's hand meanwhile
+		if time.Since(tryBegan) > try {
+			if err := f.set(false); err != nil {
+				return err
+			}
+			time.Sleep(gasp)
 			if err := f.set(true); err != nil {
 				return err
 			}
+			try, tryBegan = 2*try, time.Now()
 		}
 		select {
 		case <-look.C:
