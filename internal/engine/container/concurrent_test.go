@@ -315,4 +315,14 @@ func TestClientLeavesInTheMiddle(t *testing.T) {
 	if is, gerr := b.m.ExecGet(e); err != nil || gerr != nil || !is.Running {
 		t.Errorf("exec: %v, %v, it runs is %v", err, gerr, is.Running)
 	}
+	ctx := leaving()
+	renamed := make(chan error, 1)
+	b.networks.renaming = func(ctx context.Context) error {
+		k.leave()
+		renamed <- ctx.Err()
+		return ctx.Err()
+	}
+	if err := errors.Join(b.m.Rename(ctx, id, "other"), <-renamed); err != nil {
+		t.Errorf("rename: %v", err)
+	}
 }

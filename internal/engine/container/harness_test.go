@@ -470,7 +470,8 @@ type nsNetworks struct {
 	mu   sync.Mutex
 	held map[string]bool
 
-	detaching func(id string) // if set, called first of all by Detach
+	detaching func(id string)                 // if set, called first of all by Detach
+	renaming  func(ctx context.Context) error // if set, called by Rename
 }
 
 func (n *nsNetworks) Attach(_ context.Context, c Container, _ string) (Attachment, error) {
@@ -524,6 +525,13 @@ func (n *nsNetworks) Detach(_ context.Context, id string) error {
 
 func (n *nsNetworks) Connect(_ context.Context, _, network string, e EndpointConfig) (Endpoint, error) {
 	return Endpoint{Config: e, NetworkID: network, NetworkName: "other", IPv4: netip.MustParsePrefix("172.31.0.2/16")}, nil
+}
+
+func (n *nsNetworks) Rename(ctx context.Context, _, _ string) error {
+	if n.renaming == nil {
+		return nil
+	}
+	return n.renaming(ctx)
 }
 
 func (n *nsNetworks) ResolvConf(string) []byte { return nil }

@@ -40,7 +40,7 @@ func (m *Manager) Rename(ctx context.Context, id, name string) error {
 	}
 	m.release(old, c.id)
 	if c.rec.State.Running && !c.rec.State.Restarting {
-		m.renameInNetworks(ctx, c)
+		m.renameInNetworks(context.WithoutCancel(ctx), c)
 	}
 	m.event(&c.rec.Container, "rename", "oldName", "/"+old)
 	return nil
