@@ -265,7 +265,10 @@ func TestVolumes(t *testing.T) {
 func TestVolumesGoWithTheLastWhoHasThem(t *testing.T) {
 	b := newBed(t)
 	b.create(Config{Name: "parent", Volumes: []string{"/data"}, Host: HostConfig{Mounts: []Mount{{Type: MountVolume, Source: "kept", Target: "/k"}}}}, "exit", "0")
-	b.create(Config{Name: "child", Host: HostConfig{VolumesFrom: []string{"parent"}}}, "exit", "0")
+	child, err := b.m.Get(b.create(Config{Name: "child", Host: HostConfig{VolumesFrom: []string{"parent"}}}, "exit", "0"))
+	if err != nil || len(child.Mounts) != 2 || slices.ContainsFunc(child.Mounts, func(p MountPoint) bool { return p.Mode != "" }) {
+		t.Errorf("volumes of another: %+v %v, want them without a mode of their own", child.Mounts, err)
+	}
 	if _, _, err := b.m.Create(t.Context(), Config{Image: "prog", Host: HostConfig{VolumesFrom: []string{"parent:bar"}}}, ""); err == nil || !strings.Contains(err.Error(), "invalid mode: bar") {
 		t.Errorf("a bad mode: %v", err)
 	}

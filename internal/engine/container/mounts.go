@@ -190,7 +190,7 @@ func (m *Manager) planVolumesFrom(ctx context.Context, c *ctr, from string, plan
 			}
 			hold(p.Volume)
 		}
-		p.RW = p.RW && rw
+		p.RW, p.Mode = p.RW && rw, "" // the other's mode is not this one's
 		p.Fresh = false
 		plan[p.Destination] = p
 	}

@@ -21,7 +21,7 @@ import (
 
 // applyChanges applies Dockerfile instructions, as given to import and commit, to a run configuration.
 func applyChanges(c *runConfig, changes []string) error {
-	for _, line := range changes {
+	for _, line := range logicalLines(changes) {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
 			continue
@@ -31,6 +31,13 @@ func applyChanges(c *runConfig, changes []string) error {
 		}
 	}
 	return nil
+}
+
+// logicalLines are the instructions of changes, each of which may be several lines; a backslash at a line's end goes on with
+// the next.
+func logicalLines(changes []string) []string {
+	text := strings.ReplaceAll(strings.Join(changes, "\n"), "\r\n", "\n")
+	return strings.Split(strings.ReplaceAll(text, "\\\n", ""), "\n")
 }
 
 func applyChange(c *runConfig, line string) error {

@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"reflect"
 	"slices"
@@ -86,6 +87,17 @@ func TestChanges(t *testing.T) {
 		"HEALTHCHECK CMD":            "missing command",
 	} {
 		wantKind(t, applyChanges(&runConfig{}, []string{change}), fault.InvalidArgument, words)
+	}
+}
+
+// TestChangesOfSeveralLines: one change may be a piece of a Dockerfile.
+func TestChangesOfSeveralLines(t *testing.T) {
+	var c runConfig
+	if err := applyChanges(&c, []string{"ENV A=b \\\n  C=d\n# no more\nUSER u", "CMD [\"x\"]"}); err != nil {
+		t.Fatal(err)
+	}
+	if got := fmt.Sprint(c.Env, c.User, c.Cmd); got != "[A=b C=d]u[x]" {
+		t.Errorf("got %s", got)
 	}
 }
 

@@ -30,12 +30,21 @@ func TestAnswersHaveWhatDockersHave(t *testing.T) {
 	l.images.all["app:1"] = image.Image{ID: "sha256:1", RepoTags: []string{"app:1"}}
 	l.images.all["pinned"] = image.Image{ID: "sha256:2", RepoDigests: []string{"pinned@sha256:" + id("2")}}
 	l.images.all["none"] = image.Image{ID: "sha256:3"}
+	const shown = `"Mounts":[{"Type":"bind","Source":"/s","Target":"/t","ReadOnly":true`
+	if code, _, text := l.do(t, "POST", "/v1.41/containers/create?name=words", "application/json",
+		`{"Image":"app","Cmd":"one word","Entrypoint":"","HostConfig":{`+shown+`}]}}`); code != http.StatusCreated {
+		t.Fatal(code, text)
+	}
 	for name, ipam := range map[string]string{"with": `{"Options":{"a":"b"}}`, "empty": `{"Options":{}}`, "without": `{}`} {
 		if code, _, text := l.do(t, "POST", "/networks/create", "application/json", `{"Name":"`+name+`","IPAM":`+ipam+`}`); code != http.StatusCreated {
 			t.Fatal(code, text)
 		}
 	}
 	for _, c := range []struct{ path, says, not string }{
+		{"/containers/words/json", `"Cmd":["one word"]`, ""},
+		{"/containers/words/json", `"Entrypoint":[""]`, ""},
+		{"/v1.43/containers/words/json", shown + `}]`, ""},
+		{"/v1.44/containers/words/json", shown + `,"BindOptions":{"ReadOnlyNonRecursive":true}}]`, ""},
 		{"/v1.44/containers/named/json", `"Aliases":["al","aaaaaaaaaaaa","hh"]`, ""},
 		{"/v1.45/containers/named/json", `"Aliases":["al"]`, ""},
 		{"/networks/host", `"Containers":{"` + id("b") + `":{"Name":"onhost","EndpointID":"e2","MacAddress":"","IPv4Address":"","IPv6Address":""}}`, ""},

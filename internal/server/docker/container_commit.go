@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"encoding/json"
 	"net/http"
 
 	"github.com/distribution/reference"
@@ -11,9 +12,14 @@ import (
 	"github.com/sampan-cloud/sampan/internal/fault"
 )
 
+// commitBody is the configuration that a commit lays over a container's.
+type commitBody struct{ apicontainer.Config }
+
+func (b *commitBody) UnmarshalJSON(raw []byte) error { return json.Unmarshal(listed(raw), &b.Config) }
+
 // commit makes an image of a container. The body, if any, replaces parts of the configuration it runs with.
 func (a *containerAPI) commit(w *response, r *request) error {
-	var override apicontainer.Config
+	var override commitBody
 	if err := r.decode(&override); err != nil {
 		return err
 	}
@@ -27,7 +33,7 @@ func (a *containerAPI) commit(w *response, r *request) error {
 	}
 	img, err := a.backend.Commit(r.Context(), c.ID, image.CommitRequest{
 		ContainerID: c.ID, ParentID: c.ImageID, Ref: ref, Author: r.query.Get("author"), Comment: r.query.Get("comment"),
-		Changes: r.query["changes"], Config: overrides(&override),
+		Changes: r.query["changes"], Config: overrides(&override.Config),
 	}, r.flagOr("pause", true))
 	if err != nil {
 		return err

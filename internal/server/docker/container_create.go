@@ -32,6 +32,7 @@ type createBody struct {
 
 // UnmarshalJSON decodes both parts from the same object.
 func (b *createBody) UnmarshalJSON(raw []byte) error {
+	raw = listed(raw)
 	if err := json.Unmarshal(raw, &b.CreateRequest); err != nil {
 		return err
 	}
@@ -41,6 +42,24 @@ func (b *createBody) UnmarshalJSON(raw []byte) error {
 	}{MacAddress: &b.MacAddress}
 	legacy.HostConfig.Capabilities = &b.Capabilities
 	return json.Unmarshal(raw, &legacy)
+}
+
+// listed is a container's configuration with lists for its command and entrypoint, which clients may give as one string.
+func listed(raw []byte) []byte {
+	var fields map[string]json.RawMessage
+	if json.Unmarshal(raw, &fields) != nil {
+		return raw // who decodes it says what is wrong
+	}
+	changed := false
+	for name, value := range fields {
+		if (strings.EqualFold(name, "Cmd") || strings.EqualFold(name, "Entrypoint")) && len(value) > 0 && value[0] == '"' {
+			fields[name], changed = slices.Concat([]byte("["), value, []byte("]")), true
+		}
+	}
+	if out, err := json.Marshal(fields); changed && err == nil {
+		return out
+	}
+	return raw
 }
 
 // containerConfig turns a create request into the engine's terms and refuses what cannot be.

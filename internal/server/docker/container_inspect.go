@@ -95,6 +95,15 @@ func (a *containerAPI) inspect(w *response, r *request) error {
 		}
 		out.NetworkSettings = legacy
 	}
+	if r.version < 1044 { // read-only binds were not recursive, and nobody said so
+		for i := range out.HostConfig.Mounts {
+			if m := &out.HostConfig.Mounts[i]; m.BindOptions != nil {
+				if m.BindOptions.ReadOnlyNonRecursive = false; *m.BindOptions == (mount.BindOptions{}) {
+					m.BindOptions = nil
+				}
+			}
+		}
+	}
 	if r.version < 1045 {
 		for name, e := range settings.Networks {
 			if apicontainer.NetworkMode(name).IsUserDefined() {

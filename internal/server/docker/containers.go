@@ -182,6 +182,9 @@ func (a *containerAPI) inspectLink(w *response, r *request) error {
 // removeLink removes the link that {id} has to another container as {alias}.
 func (a *containerAPI) removeLink(w *response, r *request) error {
 	if !r.flag("link") {
+		if _, err := a.backend.Get(r.PathValue("id") + "/" + r.PathValue("alias")); err != nil {
+			return err
+		}
 		return fault.New(fault.InvalidArgument, "%s/%s is the name of a link: say that the link is to be removed, not a container", r.PathValue("id"), r.PathValue("alias"))
 	}
 	return noContent(w, a.backend.Remove(r.Context(), r.PathValue("id")+"/"+r.PathValue("alias"), false, false, true))

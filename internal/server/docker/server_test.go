@@ -143,6 +143,7 @@ func TestBadRequestsAreRefused(t *testing.T) {
 		{"verbosely wrong", "GET", "/networks/host?verbose=very", "", "", 400, "very"},
 		{"a bad volume name", "POST", "/volumes/create", js, `{"Name":"../etc"}`, 400, "invalid characters"},
 		{"an unknown volume driver", "POST", "/volumes/create", js, `{"Name":"vol","Driver":"nfs"}`, 404, "nfs"},
+		{"an unknown link", "DELETE", "/containers/nosuch/x", "", "", 404, "No such container: nosuch/x"},
 		{"an unknown volume", "DELETE", "/volumes/nosuch", "", "", 404, "no such volume"},
 		{"a bad image name", "POST", "/images/create?fromImage=UPPER", "", "", 400, "must be lowercase"},
 		{"a bad tag", "POST", "/images/create?fromImage=x&tag=a+b", "", "", 400, "tag"},
