@@ -210,8 +210,8 @@ func (s *Store) create(v Volume, user string) (Volume, error) {
 
 // reserve counts user as using the volume, "" being nobody. The caller holds Store.mu.
 func (e *entry) reserve(user string) {
-	if user != "" {
-		e.users[user] = e.users[user] // mounted for him or not, as it was
+	if _, known := e.users[user]; user != "" && !known {
+		e.users[user] = false
 	}
 }
 
