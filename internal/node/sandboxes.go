@@ -60,6 +60,9 @@ func (s *sandboxes) Attach(ctx context.Context, c container.Container, ns string
 			if c.Config.Network.Left != "" {
 				break // connected later perhaps, and its ports are published then
 			}
+			if name == network.NameBridge && s.defaults.Bridge == config.NoBridge {
+				continue // as with dockerd: a loopback interface only, until it is connected to another network
+			}
 			endpoint, err := s.endpoint(ctx, c, name, e)
 			if err != nil {
 				return container.Attachment{}, err

@@ -126,3 +126,20 @@ func TestPublishedUDP(t *testing.T) {
 		})
 	}
 }
+
+// TestNoDefaultNetwork: with --bridge none, a container that names no network, or the default one, has a loopback interface
+// alone, until it is connected to another network.
+func TestNoDefaultNetwork(t *testing.T) {
+	t.Parallel()
+	h := New(t, 1, "--bridge", "none").Hosts[0]
+	for mode, port := range map[string]string{"default": "8081:80", "bridge": "8080:80"} {
+		Docker(t, h, "run", "-d", "--network", mode, "-p", port, "--name", mode, image, "sleep")
+		equal(t, "interfaces on "+mode, Docker(t, h, "exec", mode, "/probe", "ls", "/sys/class/net"), "lo")
+	}
+	Docker(t, h, "network", "create", "other")
+	Docker(t, h, "network", "connect", "other", "bridge")
+	contains(t, "interfaces once it is connected", Docker(t, h, "exec", "bridge", "/probe", "ls", "/sys/class/net"), "eth0")
+	equal(t, "published then", Docker(t, h, "port", "bridge", "80/tcp"), "0.0.0.0:8080\n[::]:8080")
+	Docker(t, h, "restart", "-t", "0", "bridge")
+	contains(t, "interfaces after a restart", Docker(t, h, "exec", "bridge", "/probe", "ls", "/sys/class/net"), "eth0")
+}

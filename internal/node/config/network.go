@@ -8,6 +8,9 @@ import (
 	"github.com/sampan-cloud/sampan/internal/network"
 )
 
+// NoBridge, as the name of the default bridge, is for a host that has no default network.
+const NoBridge = "none"
+
 // Network is what can be set about the networks of this host. It has a field for each of dockerd's flags, which
 // is why it is long.
 type Network struct {
@@ -115,7 +118,7 @@ func (c *Config) Networks() network.Config {
 			NoICC: !n.ICC, NoMasquerade: !n.IPMasq, Link: n.Bridge},
 		NoForwarding: !n.IPForward, OpenForwarding: n.IPForwardNoDrop, DirectRouting: n.AllowDirectRouting, AcceptMark: n.BridgeAcceptFwMark,
 		NoProxy: !n.UserlandProxy, DefaultOptions: n.DefaultOptions}
-	if n.Bridge == "none" {
+	if n.Bridge == NoBridge {
 		out.Bridge.Link, out.Bridge.Disabled = "", true
 	}
 	for _, p := range c.Pools {
