@@ -278,7 +278,7 @@ func (m *Manager) withView(ctx context.Context, c *ctr, f func(root *os.File, id
 			return fmt.Errorf("root of container %s: %w", short(c.id), err)
 		}
 		defer root.Close()
-		return c.whole(f(root, ids))
+		return c.orRemoved(f(root, ids))
 	}
 	defer c.mu.Unlock()
 	target, err := m.rootfsTarget(c)

@@ -80,7 +80,10 @@ func (m *Manager) runningRootfs(id string) string { return filepath.Join(m.execD
 // orEnded is err, an error in a container that ran a moment ago, or, if its process is no more, the news of that: whatever
 // else went wrong did so for that reason. c is how it ran.
 func orEnded(c *Container, err error) error {
-	if _, gone := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", c.State.PID)); err != nil && gone != nil {
+	if err == nil {
+		return nil
+	}
+	if _, gone := os.Stat(fmt.Sprintf("/proc/%d/ns/mnt", c.State.PID)); gone != nil {
 		return fault.New(fault.Conflict, "container %s is not running", c.ID)
 	}
 	return err

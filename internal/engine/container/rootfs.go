@@ -95,7 +95,7 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(root *os.Root, 
 			return err
 		}
 		defer root.Close()
-		return c.whole(f(root, ids))
+		return c.orRemoved(f(root, ids))
 	}
 	defer c.mu.Unlock()
 	r, err := m.mountIdle(ctx, c, target)
@@ -115,9 +115,9 @@ func (m *Manager) withRootfs(ctx context.Context, c *ctr, f func(root *os.Root, 
 	return f(root, userns.Mapping{})
 }
 
-// whole is what came of a look into a container that ran. One that was removed meanwhile may not have been seen whole, as
+// orRemoved is what came of a look into a container that ran. One that was removed meanwhile may not have been seen whole, as
 // its files go without an error.
-func (c *ctr) whole(err error) error {
+func (c *ctr) orRemoved(err error) error {
 	if s := c.snapshot().State; err == nil && (s.Status == StatusRemoving || s.Dead) {
 		return fault.New(fault.Conflict, "container %s was removed meanwhile", short(c.id))
 	}

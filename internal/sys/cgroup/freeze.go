@@ -32,10 +32,11 @@ const (
 
 // Freeze stops every process in the groups and returns when all of them stand still. Such a state is reached as soon as
 // each has run for a moment, which takes long where it hardly gets to: so after a while the groups' limits on the CPU are
-// lifted, and put back before this returns. note is told before that what they are, for whoever has to Restore them if this
-// process dies meanwhile, and lifted after it. With version 1 a process with threads that becomes another program waits for
-// these to end, which they cannot once they are frozen, and does not stop itself: what does not stop for a while is let go
-// on for a moment, ever more rarely. When ctx ends first the processes go on, and the error names some that did not stop.
+// lifted, and put back before this returns. note is called with the limits before they are lifted, for whoever has to
+// Restore them if this process dies meanwhile; lifted is called after. With version 1 a process with threads that becomes
+// another program waits for these to end, which they cannot once they are frozen, and does not stop itself: what does not
+// stop for a while is let go on for a moment, ever more rarely. When ctx ends first the processes go on, and the error
+// names some that did not stop.
 func Freeze(ctx context.Context, groups Groups, note func(Held) error, lifted func()) (err error) {
 	f, err := freezerOf(groups)
 	if err != nil {
