@@ -35,6 +35,7 @@ func TestAutolock(t *testing.T) {
 	Docker(t, h, "network", "create", "-d", "overlay", "n")
 	service(t, h, "web", 3, "--network", "n", "--publish", "8080:8080", "--secret", "phrase")
 	managers(t, h, h, second)
+	answers(t, l.Client, fmt.Sprintf("http://%s:8080", h.Addr), 3) // the host knows of all: what it knows is what it goes on from
 
 	state := func(host *testhost.Host, want string) {
 		t.Helper()
